@@ -1,0 +1,78 @@
+"""Who writes the firewall. One file (or package) a backend, a few verbs each, one contract suite for all of them.
+
+To add one: implement `Backend`, name it in `make_backend` and in `config.sections.Firewall`, and add it to the
+contract suite (tests/kernel/test_backend_contract.py). CONTRIBUTING.md walks through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from nfknock.core.model import Family, Hole, IPAddress
+from nfknock.core.plan import Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What `apply` or `remove` did, or would do.
+
+    `difference` is in the backend's own notation, `-` and `+`; `warnings` are lines for the administrator.
+    """
+
+    changed: bool
+    difference: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirewallState:
+    """Whether nfknock's part stands, and each family's policy for incoming packets (None: no such family here)."""
+
+    applied: bool
+    policy: dict[Family, str | None]
+
+
+class Backend(Protocol):
+    """The verbs. Every one raises BackendError, and then the firewall is as it was.
+
+    Not thread-safe: one thread owns a backend from its first call on.
+    """
+
+    name: str
+
+    def probe(self) -> list[str]:
+        """Find out whether this host can do it; return warnings, one line each."""
+
+    def apply(self, plan: Plan, *, dry_run: bool = False) -> Change:
+        """Bring the firewall to what the plan says, all families or none; holes stay."""
+
+    def remove(self) -> Change:
+        """Take out everything that `apply` and `open` put in and restore the policy that `apply` found."""
+
+    def open(self, holes: Iterable[Hole]) -> list[Hole]:
+        """Let sources in, until each hole's end; return the holes as they stand.
+
+        One that stands already keeps its opening time and gets the later end.
+        """
+
+    def close(self, holes: Iterable[tuple[str, IPAddress]]) -> list[Hole]:
+        """Shut these (door, source) pairs; return those that stood. One that is gone is no error."""
+
+    def holes(self) -> list[Hole]:
+        """Return every hole that stands in the firewall, expired ones that nobody has swept yet included."""
+
+    def state(self) -> FirewallState:
+        """Look whether what `apply` put in stands."""
+
+
+def make_backend(name: str) -> Backend:
+    """Return the backend of that name, as the configuration has it."""
+    match name:
+        case "iptables":
+            from nfknock.backends.iptables import IptablesBackend
+
+            return IptablesBackend()
+        case _:
+            raise ValueError(f"there is no backend {name!r}")

@@ -1,0 +1,129 @@
+"""Which rules stand where.
+
+INPUT jumps first of all to NFKNOCK: what every host needs, what is always open, then the holes, then the knocks.
+What none of them takes goes back to INPUT, to the host's own rules and in the end to its policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import ip_network
+
+from nfknock.backends.xtables.binding import Options, Spec
+from nfknock.core.model import Family, Port, Protocol, Rule
+from nfknock.core.plan import REJECT_MARK, Plan
+
+INPUT = "INPUT"
+MAIN = "NFKNOCK"
+HOLES = "NFKNOCK_HOLES"
+KNOCKS = "NFKNOCK_KNOCKS"
+# An empty chain whose name keeps the policy that INPUT had before us. A rule's comment would be gone after `-F`, and
+# then the next `apply` would take our own DROP for the host's, and `remove` would lock everybody out.
+FOUND_PREFIX = "NFKNOCK_FOUND_"
+
+# The multiport extension's limit.
+_PORTS_A_RULE = 15
+
+JUMP = Spec(jump=MAIN, matches=(("comment", (("comment", "nfknock: holes and knocks"),)),))
+
+
+def is_own(chain: str) -> bool:
+    """Whether a chain is ours by its name."""
+    return chain == MAIN or chain.startswith("NFKNOCK_")
+
+
+def chains(plan: Plan, family: Family) -> dict[str, list[Spec]]:
+    """Return the rules of every chain but that of the holes."""
+    return {MAIN: list(_main(plan, family)), KNOCKS: list(_knocks(plan, family))}
+
+
+def _main(plan: Plan, family: Family) -> Iterator[Spec]:
+    for rule in (*plan.baseline, *plan.allowed):
+        if rule.concerns(family):
+            yield _spec(rule, family)
+    for chain, what in ((HOLES, "holes"), (KNOCKS, "knocks")):
+        for interface in plan.interfaces or (None,):
+            yield Spec(jump=chain, interface=interface, matches=(_comment(what),))
+
+
+def _knocks(plan: Plan, family: Family) -> Iterator[Spec]:
+    # An address of the host itself cannot knock from outside, and must never be let in. The kernel knows them all.
+    own = "LOCAL,BROADCAST,MULTICAST" if family == "ipv4" else "LOCAL,MULTICAST"
+    yield Spec(
+        jump="DROP",
+        matches=(("addrtype", (("src-type", own),)), _comment("nobody knocks from these addresses")),
+    )
+    if plan.answer == "reject":
+        yield from _rejections(family)
+    protocols: tuple[Protocol, ...] = ("tcp", "udp")
+    for protocol in protocols:
+        numbers = [port.number for port in plan.knock_ports if port.protocol == protocol]
+        for some in _portions(numbers):
+            yield Spec(
+                jump="NFQUEUE",
+                protocol=protocol,
+                matches=(*_transport(protocol, None, some), _comment("knocks")),
+                options=(("queue-num", str(plan.queue)),),
+            )
+
+
+def _rejections(family: Family) -> Iterator[Spec]:
+    unreachable = "icmp-port-unreachable" if family == "ipv4" else "icmp6-port-unreachable"
+    mark: tuple[str, Options] = ("mark", (("mark", hex(REJECT_MARK)),))
+    comment = _comment("answers to knocks")
+    yield Spec(jump="REJECT", protocol="tcp", matches=(mark, comment), options=(("reject-with", "tcp-reset"),))
+    yield Spec(jump="REJECT", matches=(mark, comment), options=(("reject-with", unreachable),))
+
+
+def _spec(rule: Rule, family: Family) -> Spec:
+    matches: list[tuple[str, Options]] = []
+    if rule.states:
+        matches.append(("conntrack", (("ctstate", ",".join(rule.states)),)))
+    if rule.protocol is not None and (rule.source_port is not None or rule.ports):
+        matches += _transport(rule.protocol, rule.source_port, rule.ports)
+    if rule.icmp_type is not None:
+        name, option = ("icmp", "icmp-type") if family == "ipv4" else ("icmp6", "icmpv6-type")
+        matches.append((name, ((option, str(rule.icmp_type)),)))
+    if rule.hop_limit is not None:
+        matches.append(("hl", (("hl-eq", str(rule.hop_limit)),)))
+    return Spec(
+        jump=rule.verdict.upper(),
+        protocol=rule.protocol,
+        source=rule.source,
+        interface=rule.interface,
+        matches=(*matches, _comment(rule.comment)),
+    )
+
+
+def hole_spec(port: Port, source: str, comment: str, last_second: str | None) -> Spec:
+    """Return one rule of a hole: `port` for `source`, through the second `last_second` (ISO, UTC; None: no end)."""
+    ending: tuple[tuple[str, Options], ...] = (("time", (("datestop", last_second),)),) if last_second else ()
+    return Spec(
+        jump="ACCEPT",
+        protocol=port.protocol,
+        source=ip_network(source),
+        matches=((port.protocol, (("dport", str(port.number)),)), *ending, ("comment", (("comment", comment),))),
+    )
+
+
+def _portions(numbers: Iterable[int]) -> Iterator[Sequence[int]]:
+    """Split ports into as many as one rule takes."""
+    remaining = list(numbers)
+    while remaining:
+        yield remaining[:_PORTS_A_RULE]
+        remaining = remaining[_PORTS_A_RULE:]
+
+
+def _transport(protocol: str, source_port: int | None, ports: Sequence[int]) -> list[tuple[str, Options]]:
+    """The matches for a port of the sender and one or more here."""
+    options: list[tuple[str, str]] = []
+    if source_port is not None:
+        options.append(("sport", str(source_port)))
+    if len(ports) == 1:
+        options.append(("dport", str(ports[0])))
+    several: tuple[str, Options] = ("multiport", (("dports", ",".join(map(str, ports))),))
+    return [*([(protocol, tuple(options))] if options else []), *([several] if len(ports) > 1 else [])]
+
+
+def _comment(text: str) -> tuple[str, Options]:
+    return ("comment", (("comment", f"nfknock: {text}"),))

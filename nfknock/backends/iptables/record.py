@@ -1,0 +1,92 @@
+"""How a hole stands in the firewall: one rule for each of its ports, all with one comment.
+
+    nfknock hole ssh opened 2026-11-21T04:00:00.123Z closes 2026-11-21T04:00:30.123Z
+
+The source, the ports and the counters are read from the rules themselves, the rest from the comment. The rule's own
+end is a whole second that still counts (`--datestop T` ends at T + 1), so it is the last one that begins before the
+hole's end: the kernel closes by itself within the second after it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from nfknock.backends.iptables import layout
+from nfknock.backends.xtables import binding
+from nfknock.backends.xtables.entry import Entry
+from nfknock.core.model import Hole, IPAddress, Port, family_of
+
+_COMMENT = re.compile(r"nfknock hole (?P<door>\S+) opened (?P<opened>\S+) closes (?P<closes>\S+)")
+_NEVER = "never"
+
+
+def entries_of(hole: Hole) -> list[Entry]:
+    """Return the rules of a hole, ready to be added to its family's table."""
+    comment = f"nfknock hole {hole.door} opened {_instant(hole.opened_at)} closes {_instant(hole.closes_at)}"
+    family = family_of(hole.source)
+    specs = [layout.hole_spec(port, str(hole.source), comment, _last_second(hole.closes_at)) for port in hole.ports]
+    entries = [binding.encode(family, spec).entry for spec in specs]
+    # A renewed hole goes on counting; which of its rules had counted what is not worth a line.
+    return [entries[0].with_counters(hole.packets, hole.bytes), *entries[1:]]
+
+
+def read_holes(entries: Iterable[Entry]) -> list[Hole]:
+    """Return the holes that these rules make up; rules that are none of ours are passed over."""
+    found: dict[tuple[str, IPAddress], Hole] = {}
+    for _entry, hole in parts(entries):
+        known = found.get(hole.key)
+        found[hole.key] = hole if known is None else _joined(known, hole)
+    return list(found.values())
+
+
+def parts(entries: Iterable[Entry]) -> Iterator[tuple[Entry, Hole]]:
+    """Yield each rule that belongs to a hole, with that hole as far as this one rule tells."""
+    for entry in entries:
+        match = _COMMENT.fullmatch(entry.comment())
+        number, protocol = entry.destination_port(), entry.protocol
+        if match is None or number is None or protocol is None or entry.jump != "ACCEPT":
+            continue
+        try:
+            opened_at, closes_at = _parse(match["opened"]), _parse(match["closes"])
+        except ValueError:
+            continue
+        if opened_at is None:
+            continue
+        packets, octets = entry.counters
+        yield (
+            entry,
+            Hole(
+                door=match["door"],
+                source=entry.source,
+                ports=(Port(number, protocol),),
+                opened_at=opened_at,
+                closes_at=closes_at,
+                packets=packets,
+                bytes=octets,
+            ),
+        )
+
+
+def _joined(known: Hole, other: Hole) -> Hole:
+    ports = known.ports + tuple(port for port in other.ports if port not in known.ports)
+    return replace(known, ports=ports, packets=known.packets + other.packets, bytes=known.bytes + other.bytes)
+
+
+def _instant(at: float | None) -> str:
+    if at is None:
+        return _NEVER
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _parse(text: str) -> float | None:
+    return None if text == _NEVER else datetime.fromisoformat(text).timestamp()
+
+
+def _last_second(closes_at: float | None) -> str | None:
+    if closes_at is None:
+        return None
+    return datetime.fromtimestamp(math.ceil(closes_at) - 1, UTC).strftime("%Y-%m-%dT%H:%M:%S")

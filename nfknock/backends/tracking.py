@@ -1,0 +1,151 @@
+"""Connection tracking: sessions that stood before the firewall did, and sessions through holes.
+
+A host without any rule tracks no connections. When the first rule appears, sessions that stand already are unknown to
+the kernel: the next packet that comes in on one counts as NEW, and a policy of DROP would cut an idle SSH session, or
+an upload in the middle. So before the firewall is put in place, tracking is told of every TCP session of this host.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Any
+
+from nfknock.core.model import Hole, IPAddress, Port, Protocol, as_source
+from nfknock.errors import BackendError, MissingDependencyError
+
+# linux/netfilter/nf_conntrack_common.h, nf_conntrack_tcp.h
+_SEEN_REPLY, _ASSURED, _CONFIRMED = 1 << 1, 1 << 2, 1 << 3
+_TCP_ESTABLISHED = 3
+# Window scales of a session that is joined in the middle are unknown, so windows must not be judged.
+_BE_LIBERAL = 0x08
+# What the kernel itself gives an established TCP session (nf_conntrack_tcp_timeout_established): five days.
+_SESSION_TIMEOUT = 432_000
+# net/tcp_states.h: ESTABLISHED, FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK; the state column of /proc/net/tcp.
+_STANDING = frozenset(("01", "04", "05", "08", "09"))
+_VERSIONS = {socket.AF_INET: 4, socket.AF_INET6: 6}
+_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+_PROTOCOL_NAMES: dict[int, Protocol] = {6: "tcp", 17: "udp"}
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A TCP session of this host. Which side began it does not matter here."""
+
+    local: IPAddress
+    local_port: int
+    remote: IPAddress
+    remote_port: int
+
+
+def standing_sessions() -> Iterator[Session]:
+    """Yield this host's TCP sessions with other hosts, as /proc/net/tcp and tcp6 have them."""
+    for name in ("tcp", "tcp6"):
+        try:
+            lines = Path("/proc/net", name).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            _slot, local, remote, state, *_rest = line.split()
+            if state in _STANDING:
+                session = Session(*_endpoint(local), *_endpoint(remote))
+                if not session.remote.is_loopback:
+                    yield session
+
+
+def adopt_sessions(sessions: Iterable[Session]) -> int:
+    """Tell connection tracking of sessions that it does not know; return of how many. Raises BackendError."""
+    sessions = tuple(sessions)
+    known = 0
+    for family in (socket.AF_INET, socket.AF_INET6):
+        some = [session for session in sessions if session.remote.version == _VERSIONS[family]]
+        if some:
+            with _conntrack(family) as conntrack:
+                known += sum(_adopt(conntrack, family, session) for session in some)
+    return known
+
+
+def count_sessions(holes: Sequence[Hole]) -> dict[tuple[str, IPAddress], int]:
+    """Return how many tracked sessions each hole's source has on the ports that it opens. Raises BackendError."""
+    counts = {hole.key: 0 for hole in holes}
+    ports = {hole.key: hole.ports for hole in holes}
+    for family in {_FAMILIES[hole.source.version] for hole in holes}:
+        with _conntrack(family) as conntrack:
+            for source, port in _flows(conntrack):
+                for door, address in counts:
+                    counts[door, address] += address == source and port in ports[door, address]
+    return counts
+
+
+def _flows(conntrack: Any) -> Iterator[tuple[IPAddress, Port]]:
+    """Yield who began each tracked session that was answered, and to which port."""
+    for entry in conntrack.dump():
+        original = entry.get_attr("CTA_TUPLE_ORIG")
+        if original is None or not (entry.get_attr("CTA_STATUS") or 0) & _SEEN_REPLY:
+            continue
+        addresses, transport = original.get_attr("CTA_TUPLE_IP"), original.get_attr("CTA_TUPLE_PROTO")
+        source = addresses.get_attr("CTA_IP_V4_SRC") or addresses.get_attr("CTA_IP_V6_SRC")
+        protocol = _PROTOCOL_NAMES.get(transport.get_attr("CTA_PROTO_NUM"))
+        number = transport.get_attr("CTA_PROTO_DST_PORT")
+        if protocol and number:
+            yield as_source(source), Port(number, protocol)
+
+
+def _adopt(conntrack: Any, family: int, session: Session) -> bool:
+    from pyroute2.netlink.exceptions import NetlinkError
+    from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple
+
+    forth = NFCTAttrTuple(
+        family=family,
+        saddr=str(session.remote),
+        daddr=str(session.local),
+        proto=socket.IPPROTO_TCP,
+        sport=session.remote_port,
+        dport=session.local_port,
+    )
+    liberal = {"value": (_BE_LIBERAL, _BE_LIBERAL)}
+    state = [
+        ["CTA_PROTOINFO_TCP_STATE", _TCP_ESTABLISHED],
+        ["CTA_PROTOINFO_TCP_FLAGS_ORIGINAL", liberal],
+        ["CTA_PROTOINFO_TCP_FLAGS_REPLY", liberal],
+    ]
+    try:
+        conntrack.entry(
+            "add",
+            tuple_orig=forth,
+            tuple_reply=forth.reverse(),
+            status=_SEEN_REPLY | _ASSURED | _CONFIRMED,
+            timeout=_SESSION_TIMEOUT,
+            protoinfo={"attrs": [["CTA_PROTOINFO_TCP", {"attrs": state}]]},
+        )
+    except NetlinkError as exc:
+        if exc.code == errno.EEXIST:
+            return False
+        raise BackendError(f"telling connection tracking of the session with {session.remote}: {exc}") from exc
+    return True
+
+
+def _conntrack(family: int) -> Any:
+    try:
+        from pyroute2 import NFCTSocket
+    except ImportError:
+        raise MissingDependencyError("pyroute2") from None
+    try:
+        return NFCTSocket(nfgen_family=family)
+    except OSError as exc:
+        raise BackendError(f"reaching connection tracking: {(exc.strerror or str(exc)).lower()}") from exc
+
+
+def _endpoint(text: str) -> tuple[IPAddress, int]:
+    """Read `0202000C:0016`: the address in words of 4 bytes, each in the host's order, and the port."""
+    address, port = text.split(":")
+    words = bytes.fromhex(address)
+    packed = b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4))
+    if len(packed) == 4:
+        return IPv4Address(packed), int(port, 16)
+    parsed = IPv6Address(packed)
+    return parsed.ipv4_mapped or parsed, int(port, 16)

@@ -1,0 +1,80 @@
+"""The program: finds the command, runs it, and turns every error into one line and an exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+
+import click
+
+from nfknock import __version__
+from nfknock.cli.configure import check, init
+from nfknock.cli.firewall import apply, close, open_, remove
+from nfknock.cli.knock import knock
+from nfknock.cli.run import run
+from nfknock.cli.settings import Settings
+from nfknock.cli.status import status
+from nfknock.config import DEFAULT_PATH
+from nfknock.errors import NfknockError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("-c", "--config", type=click.Path(path_type=Path), metavar="FILE", help="The configuration file.")
+@click.option("-v", "--verbose", is_flag=True, help="Say more.")
+@click.version_option(__version__, "-V", "--version", prog_name="nfknock", message="%(prog)s %(version)s")
+@click.pass_context
+def nfknock(context: click.Context, config: Path | None, verbose: bool) -> None:
+    """Hide services behind port knocks, tied directly to the kernel firewall.
+
+    The configuration is FILE, else $NFKNOCK_CONFIG, else /etc/nfknock/nfknock.toml.
+    """
+    logging.basicConfig(
+        format="%(message)s", level=logging.DEBUG if verbose else logging.INFO, stream=sys.stderr, force=True
+    )
+    # The event loop's chatter is not ours.
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    path = config or Path(os.environ.get("NFKNOCK_CONFIG") or DEFAULT_PATH)
+    context.obj = Settings(path=path, is_chosen=bool(config or os.environ.get("NFKNOCK_CONFIG")), is_verbose=verbose)
+
+
+for _command in (init, check, apply, run, status, open_, close, remove, knock):
+    nfknock.add_command(_command)
+
+
+def main() -> None:
+    """Run the program and exit."""
+    sys.exit(_run(sys.argv[1:]))
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        result = nfknock.main(arguments, prog_name="nfknock", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.NoArgsIsHelpError as exc:
+        click.echo(exc.format_message(), err=True)
+        return 2
+    except click.ClickException as exc:
+        context = getattr(exc, "ctx", None)
+        mend = f"; see `{context.command_path} --help`" if context else ""
+        message = " ".join(exc.format_message().split()).rstrip(".")
+        return _fail(f"{message[:1].lower()}{message[1:]}{mend}", 2)
+    except NfknockError as exc:
+        return _fail(str(exc), exc.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted", 1)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as exc:  # noqa: BLE001  (no traceback for users, whatever it is)
+        if "-v" in arguments or "--verbose" in arguments:
+            traceback.print_exc()
+        return _fail(f"this should not happen: {type(exc).__name__}: {exc} (nfknock -v shows where)", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"nfknock: {' '.join(message.split())}", err=True)
+    return code

@@ -1,0 +1,74 @@
+"""`init` and `check`: a configuration, and whether it is right."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from pathlib import Path
+
+import click
+
+from nfknock.cli.settings import Settings, pass_settings, warn
+from nfknock.config import load
+from nfknock.config.template import fresh_sequence, render
+from nfknock.core.lint import lint
+from nfknock.core.model import Door, Port
+from nfknock.errors import ConfigError, NfknockError
+
+
+@click.command()
+@click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Write it there; - is stdout.")
+@click.option("--door", "name", default="ssh", show_default=True, metavar="NAME", help="The door's name.")
+@click.option("--open", "opens", default=("22/tcp",), multiple=True, show_default=True, metavar="PORT")
+@pass_settings
+def init(settings: Settings, output: Path | None, name: str, opens: tuple[str, ...]) -> None:
+    """Write a configuration with a fresh random door, and print the line that the client needs."""
+    try:
+        ports = tuple(Port.parse(text) for text in opens)
+        sequence = fresh_sequence(avoid=ports)
+        Door(name=name, sequence=sequence, opens=ports)
+    except ValueError as exc:
+        raise ConfigError(str(exc)) from exc
+    path = output or settings.path
+    text = render(name, sequence, ports)
+    if str(path) == "-":
+        click.echo(text, nl=False)
+    else:
+        _write_secret(path, text)
+    knocks = " ".join(str(port.number) if port.protocol == "tcp" else f"{port.number}:udp" for port in sequence)
+    click.echo(f"wrote {path}; to open the door {name}, run on the client:", err=True)
+    click.echo(f"nfknock knock {socket.gethostname()} {knocks}", err=str(path) == "-")
+
+
+def _write_secret(path: Path, text: str) -> None:
+    """Create a file that only its owner can read. Raises ConfigError if there is one already, or none can be."""
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise NfknockError(f"{path} exists already and stays as it is; choose another with --output FILE") from None
+    except OSError as exc:
+        raise NfknockError(f"writing {path}: {(exc.strerror or str(exc)).lower()}") from exc
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.option("--strict", is_flag=True, help="Fail on warnings too.")
+@pass_settings
+def check(settings: Settings, file: Path | None, strict: bool) -> int:
+    """Say whether a configuration is right, and what is unwise about it."""
+    path = file or settings.path
+    config = load(path)
+    warnings = list(lint(config.doors, config.allowed_ports))
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        warnings.append(f"others can read {path}, and the sequence is a secret; run: chmod 600 {path}")
+    for line in warnings:
+        warn(line)
+    if warnings and strict:
+        return 2
+    doors = len(config.doors)
+    click.echo(f"{path}: fine, {doors} {'door' if doors == 1 else 'doors'}")
+    return 0

@@ -1,0 +1,107 @@
+"""The file's sections as msgspec reads them: shapes only, meaning comes in `load`.
+
+The keys are those of docs/configuration.md. Unknown keys are errors: a misspelt key that is silently ignored would
+leave a door shut, or open, against its owner's will.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+Duration = str | int | float
+
+
+class Allow(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """One entry of `firewall.allow` with an address."""
+
+    open: str | int
+    source: str = msgspec.field(name="from")
+
+
+class Firewall(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """The keys of [firewall]."""
+
+    backend: Literal["iptables"] = "iptables"
+    interfaces: list[str] = []
+    allow: list[str | int | Allow] = []
+    rules: str = ""
+
+
+class Reader(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """The keys of [reader]."""
+
+    kind: Literal["nfqueue"] = "nfqueue"
+    queue: int = 5
+    answer: Literal["drop", "reject"] = "drop"
+
+
+class Door(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """The keys of [doors.NAME]."""
+
+    sequence: list[str | int]
+    open: list[str | int]
+    seq_timeout: Duration = "5s"
+    open_timeout: Duration = "30s"
+    close_sequence: list[str | int] = []
+    tcpflags: str | None = None
+    target: str | None = None
+
+
+class BaselineRule(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """The keys of a [[rule]] in a rules file."""
+
+    comment: str
+    verdict: Literal["accept", "drop"] = "accept"
+    family: Literal["ipv4", "ipv6"] | None = None
+    interface: str | None = None
+    state: list[Literal["NEW", "ESTABLISHED", "RELATED", "INVALID"]] = []
+    protocol: Literal["tcp", "udp", "icmp", "icmpv6"] | None = None
+    source: str | None = msgspec.field(name="from", default=None)
+    source_port: int | None = None
+    ports: list[int] = []
+    icmp_type: int | None = None
+    hop_limit: int | None = None
+
+
+_Section = TypeVar("_Section", bound=msgspec.Struct)
+_AT = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<where>.*)`)?$")
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>.*)`")
+_MISSING = re.compile(r"Object missing required field `(?P<key>.*)`")
+_ENUM = re.compile(r"Invalid enum value (?P<value>.*)")
+
+
+def read_section(raw: Any, kind: type[_Section], path: str) -> _Section:
+    """Give a section its type. Raises ValueError that begins with the key path."""
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as exc:
+        raise ValueError(_explain(str(exc), kind, path)) from exc
+
+
+def _explain(message: str, kind: type[msgspec.Struct], path: str) -> str:
+    match = _AT.match(message)
+    assert match is not None  # every text matches
+    what, where = match["what"], path + (match["where"] or "")
+    known = [field.encode_name for field in msgspec.structs.fields(kind)]
+    if unknown := _UNKNOWN.match(what):
+        near = difflib.get_close_matches(unknown["key"], known, 1)
+        mend = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+        return f"{where}.{unknown['key']}: unknown key; {mend}"
+    if missing := _MISSING.match(what):
+        return f"{where}: the key {missing['key']!r} is missing"
+    if enum := _ENUM.match(what):
+        return f"{where}: {enum['value']} is not known{_choices(kind, where.rpartition('.')[2])}"
+    return f"{where}: {what[:1].lower()}{what[1:].replace('`', '')}"
+
+
+def _choices(kind: type[msgspec.Struct], key: str) -> str:
+    for field in msgspec.inspect.type_info(kind).fields:  # type: ignore[attr-defined]
+        if field.encode_name == key.partition("[")[0]:
+            kinds = (field.type, *getattr(field.type, "types", ()), getattr(field.type, "item_type", None))
+            values = [value for each in kinds for value in getattr(each, "values", ())]
+            return f"; known are {', '.join(map(str, values))}"
+    return ""

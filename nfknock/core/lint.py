@@ -1,0 +1,69 @@
+"""What works but is unwise, in words for the administrator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import combinations, pairwise
+
+from nfknock.core.model import Door, Port
+
+_FEWEST_KNOCKS = 3
+# Out of knockd's manual and the tutorials; 44 of 108 published configurations still have the first.
+_FAMOUS = frozenset(
+    (
+        (7000, 8000, 9000),
+        (9000, 8000, 7000),
+        (1000, 2000, 3000),
+        (1111, 2222, 3333),
+        (1234, 2345, 3456),
+        (2222, 3333, 4444),
+        (7000, 7001, 7002),
+        (5000, 6000, 7000),
+        (10000, 20000, 30000),
+    )
+)
+
+
+def lint(doors: Iterable[Door], allowed: Iterable[Port] = ()) -> Iterator[str]:
+    """Yield one line for each thing that an administrator should know about these doors."""
+    doors = tuple(doors)
+    for door in doors:
+        for text in _lint_sequence(door.sequence):
+            yield f"doors.{door.name}.sequence: {text}"
+        if not door.open_timeout and not door.close_sequence:
+            yield f"doors.{door.name}.open_timeout: 0 without a close_sequence leaves the door open for good"
+    yield from _lint_pairs(doors)
+    yield from _lint_open_ports(doors, frozenset(allowed))
+
+
+def _lint_sequence(sequence: tuple[Port, ...]) -> Iterator[str]:
+    numbers = tuple(port.number for port in sequence)
+    if numbers in _FAMOUS:
+        yield "everybody knows this one; `nfknock init` makes a fresh one"
+    if len(numbers) < _FEWEST_KNOCKS:
+        yield f"fewer than {_FEWEST_KNOCKS} knocks are soon guessed"
+    if len(numbers) > 1 and all(a < b for a, b in pairwise(numbers)):
+        yield "ascending ports can be opened by a port scan"
+    if len(numbers) > 1 and all(a > b for a, b in pairwise(numbers)):
+        yield "descending ports can be opened by a port scan that runs downwards"
+    if {port.protocol for port in sequence} == {"tcp"}:
+        yield "TCP alone is easier to find than TCP and UDP mixed"
+
+
+def _lint_pairs(doors: tuple[Door, ...]) -> Iterator[str]:
+    for one, other in combinations(doors, 2):
+        short, long = sorted((one, other), key=lambda door: len(door.sequence))
+        if long.sequence[: len(short.sequence)] == short.sequence:
+            yield f"doors.{short.name}.sequence: is the start of doors.{long.name}.sequence, so that opens both"
+        elif one.sequence[:1] == other.sequence[:1]:
+            yield f"doors.{one.name}.sequence: begins like doors.{other.name}.sequence"
+
+
+def _lint_open_ports(doors: tuple[Door, ...], allowed: frozenset[Port]) -> Iterator[str]:
+    opened = {port: door.name for door in doors for port in door.opens}
+    for door in doors:
+        for port in sorted(door.knock_ports):
+            if port in allowed:
+                yield f"doors.{door.name}.sequence: {port} is allowed, so a knock there is never seen"
+            elif port in opened:
+                yield f"doors.{door.name}.sequence: {port} is opened by doors.{opened[port]}, and then never seen"

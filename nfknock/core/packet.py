@@ -1,0 +1,105 @@
+"""Bytes of an IP packet to the few fields that a knock has.
+
+Whatever a stranger sends is data: what has no TCP or UDP header where one should be parses to None, and nothing here
+raises. The kernel has reassembled fragments before a packet comes here wherever connection tracking is on (it is,
+with nfknock's own rules); a fragment that comes alone all the same is None unless it carries the whole header.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+TCP = 6
+UDP = 17
+
+_FRAGMENT = 44
+_AUTHENTICATION = 51
+# Extension headers of the common form (length in units of 8 bytes, the first 8 not counted): hop-by-hop, routing,
+# destination options, mobility, HIP, shim6. RFC 8200 section 4, IANA's list of extension header types.
+_PLAIN_EXTENSIONS = frozenset((0, 43, 60, 135, 139, 140))
+# RFC 8200 allows more in principle; no honest host sends a SYN behind this many.
+_MOST_EXTENSIONS = 8
+
+
+class Packet(NamedTuple):
+    """One TCP or UDP packet. Addresses are packed, in network order: 4 or 16 bytes.
+
+    `sequence_number` and `flags` are 0 for UDP.
+    """
+
+    source: bytes
+    target: bytes
+    protocol: int
+    source_port: int
+    port: int
+    sequence_number: int = 0
+    flags: int = 0
+
+    @property
+    def code(self) -> int:
+        """Protocol and destination port in one integer, as `Port.code` has it."""
+        return self.protocol << 16 | self.port
+
+
+def parse(payload: bytes) -> Packet | None:
+    """Read an IPv4 or IPv6 packet that begins with its IP header; None if it is no TCP or UDP packet with ports."""
+    if not payload:
+        return None
+    version = payload[0] >> 4
+    if version == 4:
+        return _parse_ipv4(payload)
+    if version == 6:
+        return _parse_ipv6(payload)
+    return None
+
+
+def _parse_ipv4(payload: bytes) -> Packet | None:
+    if len(payload) < 20:
+        return None
+    header = (payload[0] & 0x0F) * 4
+    total = payload[2] << 8 | payload[3]
+    if header < 20 or total < header:
+        return None
+    if (payload[6] & 0x1F) << 8 | payload[7]:
+        return None  # a later fragment has no ports
+    # Bytes behind the length that the header states are link padding, not packet.
+    end = min(len(payload), total)
+    return _transport(payload[12:16], payload[16:20], payload[9], payload[header:end])
+
+
+def _parse_ipv6(payload: bytes) -> Packet | None:
+    if len(payload) < 40:
+        return None
+    end = min(len(payload), 40 + (payload[4] << 8 | payload[5]))
+    following, offset = payload[6], 40
+    for _ in range(_MOST_EXTENSIONS + 1):
+        if following in (TCP, UDP):
+            return _transport(payload[8:24], payload[24:40], following, payload[offset:end])
+        if offset + 8 > end:
+            return None
+        if following in _PLAIN_EXTENSIONS:
+            size = payload[offset + 1] * 8 + 8
+        elif following == _AUTHENTICATION:
+            size = payload[offset + 1] * 4 + 8
+        elif following == _FRAGMENT and not (payload[offset + 2] << 8 | payload[offset + 3]) & 0xFFF8:
+            size = 8
+        else:
+            return None
+        following, offset = payload[offset], offset + size
+    return None
+
+
+def _transport(source: bytes, target: bytes, protocol: int, segment: bytes) -> Packet | None:
+    if protocol == UDP and len(segment) >= 8:
+        return Packet(source, target, UDP, segment[0] << 8 | segment[1], segment[2] << 8 | segment[3])
+    if protocol == TCP and len(segment) >= 14:
+        return Packet(
+            source,
+            target,
+            TCP,
+            segment[0] << 8 | segment[1],
+            segment[2] << 8 | segment[3],
+            int.from_bytes(segment[4:8], "big"),
+            segment[13],
+        )
+    return None

@@ -1,0 +1,36 @@
+"""What the firewall should hold, in no backend's words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from nfknock.core.model import Door, Port, Rule
+
+Answer = Literal["drop", "reject"]
+
+# What a reader marks a knock with that is to be answered ("knok" in ASCII); a backend's rules reject what bears it.
+REJECT_MARK = 0x6B6E6F6B
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The firewall that a configuration asks for, but for its holes.
+
+    In this order: `baseline` (what every host needs), `allowed` (open to everybody or to somebody), holes, and the
+    `knock_ports`, whose packets go to the `queue`. With `interfaces`, holes and knocks count on those alone.
+    `answer` is what becomes of a knock packet.
+    """
+
+    baseline: tuple[Rule, ...]
+    allowed: tuple[Rule, ...]
+    knock_ports: tuple[Port, ...]
+    queue: int
+    answer: Answer = "drop"
+    interfaces: tuple[str, ...] = ()
+
+
+def knock_ports(doors: Iterable[Door]) -> tuple[Port, ...]:
+    """Every port that any door listens to, in a fixed order."""
+    return tuple(sorted({port for door in doors for port in door.knock_ports}))

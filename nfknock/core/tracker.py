@@ -1,0 +1,308 @@
+"""Who is how far at which door: the one place where stages change.
+
+How to think about it. A door has one or two *tracks*, the sequence that opens it and the one that closes it. For each
+source that is in progress there is, per track, a short list of *attempts*, each a stage and the moment of its first
+knock. Attempts of one source are interchangeable: behind one address two people may knock at the same door, and
+nothing tells whose knock it was. So a knock moves exactly one attempt, the youngest of those that wait for it: two
+people interleaved make two attempts and two openings, and someone who gave up half-way (an old attempt, about to run
+out) never costs the next one anything.
+
+Illegal input leaves the state as it was; time only comes in as `now` (seconds, monotonic). Memory is bounded: a cap on
+sources, on attempts a source may have at a track, and on packets remembered. Sources stand in tiers by the furthest
+stage that they hold. When there is no room the oldest of the lowest tier goes, so a flood of first knocks can push out
+other first knocks and nobody who is further on.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from nfknock.core.model import Door, IPAddress, Port
+from nfknock.core.packet import TCP, Packet
+from nfknock.core.sources import is_possible_source
+
+MOST_SOURCES = 32_768
+MOST_ATTEMPTS = 8
+MOST_REMEMBERED = 32
+# A TCP client repeats its SYN for about two minutes (Linux: tcp_syn_retries 6, 127 s). Such an echo of a knock that
+# was counted must be nothing even when its attempt is long over.
+ECHO_TIMEOUT = 130.0
+SWEPT_AT_ONCE = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class StageReached:
+    """The source matched `stage` knocks of the door's sequence, or of the one that closes it."""
+
+    door: str
+    source: IPAddress
+    stage: int
+    is_closing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDoor:
+    """The source knocked the whole sequence: let it in."""
+
+    door: str
+    source: IPAddress
+
+
+@dataclass(frozen=True, slots=True)
+class CloseDoor:
+    """The source knocked the closing sequence: shut what is open for it."""
+
+    door: str
+    source: IPAddress
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceTimeout:
+    """An attempt to open that had got as far as `stage` ran out of time."""
+
+    door: str
+    source: IPAddress
+    stage: int
+
+
+Command = StageReached | OpenDoor | CloseDoor | SequenceTimeout
+
+
+@dataclass(slots=True)
+class Counters:
+    """What came in since the start."""
+
+    knocks: int = 0
+    strays: int = 0
+    impossible: int = 0
+    evicted: int = 0
+
+
+@dataclass(slots=True)
+class _Attempt:
+    stage: int
+    started_at: float
+
+
+class _Track:
+    """One sequence of one door, ready for comparing."""
+
+    __slots__ = ("codes", "door", "finish", "first", "length", "target")
+
+    def __init__(self, door: Door, sequence: tuple[Port, ...], finish: type[OpenDoor | CloseDoor]) -> None:
+        self.door = door
+        self.codes = tuple(port.code for port in sequence)
+        self.first = self.codes[0]
+        self.length = len(self.codes)
+        self.finish = finish
+        self.target = door.target.packed if door.target else None
+
+    def hears(self, packet: Packet) -> bool:
+        """Whether the packet is anything at all to this door."""
+        if self.target is not None and packet.target != self.target:
+            return False
+        return packet.protocol != TCP or self.door.tcpflags.accepts(packet.flags)
+
+    @property
+    def identity(self) -> tuple[Door, type[OpenDoor | CloseDoor]]:
+        return (self.door, self.finish)
+
+
+class _Source:
+    """What is known of one address: its attempts by track, and the packets that were taken already."""
+
+    __slots__ = ("attempts", "heard", "tier")
+
+    def __init__(self) -> None:
+        self.attempts: dict[int, list[_Attempt]] = {}
+        self.heard: dict[int, float] = {}
+        self.tier = 0
+
+
+class Tracker:
+    """Follows every source through every door."""
+
+    def __init__(
+        self, doors: Iterable[Door], allowed: Iterable[Port] = (), *, most_sources: int = MOST_SOURCES
+    ) -> None:
+        self.counters = Counters()
+        self._most_sources = most_sources
+        self._sources: dict[bytes, _Source] = {}
+        self._tiers: dict[int, OrderedDict[bytes, None]] = {}
+        self._tracks: list[_Track] = []
+        self._starts: dict[int, list[int]] = {}
+        self._harmless: frozenset[int] = frozenset()
+        self._unswept: list[bytes] = []
+        self.replace_doors(doors, allowed)
+
+    def __len__(self) -> int:
+        """How many sources are remembered."""
+        return len(self._sources)
+
+    def replace_doors(self, doors: Iterable[Door], allowed: Iterable[Port] = ()) -> None:
+        """Follow other doors from now on; attempts at a door that did not change go on.
+
+        `allowed` are the ports that are open to everybody: packets to them, and to what a door opens, are no strays.
+        """
+        doors = tuple(doors)
+        old = {track.identity: index for index, track in enumerate(self._tracks)}
+        self._tracks = [_Track(door, door.sequence, OpenDoor) for door in doors]
+        self._tracks += [_Track(door, door.close_sequence, CloseDoor) for door in doors if door.close_sequence]
+        self._starts = {}
+        for index, track in enumerate(self._tracks):
+            self._starts.setdefault(track.first, []).append(index)
+        self._harmless = frozenset(port.code for door in doors for port in door.opens) | {p.code for p in allowed}
+        moved = {old[track.identity]: index for index, track in enumerate(self._tracks) if track.identity in old}
+        for address, source in list(self._sources.items()):
+            source.attempts = {moved[i]: tries for i, tries in source.attempts.items() if i in moved}
+            self._settle(address, source)
+
+    def receive(self, packet: Packet, now: float) -> list[Command]:
+        """Advance every door by one packet and say what to do next."""
+        code = packet.code
+        source = self._sources.get(packet.source)
+        if source is None:
+            starts = self._starts.get(code)
+            if starts is None:
+                self.counters.strays += code not in self._harmless
+                return []
+            if not is_possible_source(packet.source):
+                self.counters.impossible += 1
+                return []
+            source = _Source()
+        return self._hear(packet, source, now)
+
+    def expire(self, now: float) -> list[Command]:
+        """End what ran out of time, for some of the sources; to be called once a second or so.
+
+        Each call takes the next few thousand, so that a crowd of them never holds up packets. What it has not come to
+        yet is merely remembered longer: no attempt that is late ever advances.
+        """
+        commands: list[Command] = []
+        if not self._unswept:
+            self._unswept = list(self._sources)
+        batch, self._unswept = self._unswept[:SWEPT_AT_ONCE], self._unswept[SWEPT_AT_ONCE:]
+        for address in batch:
+            if source := self._sources.get(address):
+                self._drop_all_late(address, source, now, commands)
+                source.heard = {echo: at for echo, at in source.heard.items() if now - at <= ECHO_TIMEOUT}
+                self._settle(address, source)
+        return commands
+
+    def _hear(self, packet: Packet, source: _Source, now: float) -> list[Command]:
+        commands: list[Command] = []
+        echo = packet.sequence_number << 40 | packet.source_port << 24 | packet.code
+        self._drop_all_late(packet.source, source, now, commands)
+        heard_at = source.heard.get(echo)
+        if heard_at is not None and now - heard_at <= ECHO_TIMEOUT:
+            return commands
+        took = [
+            self._step(index, packet, source, now, commands)
+            for index in {*source.attempts, *self._starts.get(packet.code, ())}
+            if self._tracks[index].hears(packet)
+        ]
+        if any(took):
+            self.counters.knocks += 1
+        elif took and packet.code not in self._harmless:
+            self.counters.strays += 1
+        if took:
+            self._remember(source, echo, now)
+        self._forget_finished(source)
+        self._settle(packet.source, source)
+        return commands
+
+    def _step(self, index: int, packet: Packet, source: _Source, now: float, commands: list[Command]) -> bool:
+        """Let one track take the packet; False if it advanced nothing and started nothing there."""
+        track, code = self._tracks[index], packet.code
+        attempts = source.attempts.setdefault(index, [])
+        reached = 0
+        waiting = [attempt for attempt in attempts if track.codes[attempt.stage] == code]
+        if waiting:
+            # The youngest: attempts are interchangeable, and this one has the most time left.
+            youngest = max(waiting, key=lambda attempt: attempt.started_at)
+            youngest.stage += 1
+            reached = youngest.stage
+            if reached == track.length:
+                attempts.remove(youngest)
+        if code == track.first:
+            reached = max(reached, 1)
+            if track.length > 1:
+                self._start(attempts, now)
+        if not reached:
+            if code not in self._harmless:
+                attempts.clear()
+            return False
+        address = ip_address(packet.source)
+        commands.append(StageReached(track.door.name, address, reached, track.finish is CloseDoor))
+        if reached == track.length:
+            commands.append(track.finish(track.door.name, address))
+        return True
+
+    @staticmethod
+    def _start(attempts: list[_Attempt], now: float) -> None:
+        if len(attempts) >= MOST_ATTEMPTS:
+            # Never one that is further on; of those that are equally far the oldest.
+            attempts.remove(min(attempts, key=lambda attempt: (attempt.stage, attempt.started_at)))
+        attempts.append(_Attempt(1, now))
+
+    def _drop_all_late(self, address: bytes, source: _Source, now: float, commands: list[Command]) -> None:
+        for index, attempts in source.attempts.items():
+            track = self._tracks[index]
+            late = [attempt for attempt in attempts if now - attempt.started_at > track.door.seq_timeout]
+            for attempt in late:
+                attempts.remove(attempt)
+                # The last knock of an opening is often the first of the closing; that it leads nowhere is no news.
+                if track.finish is OpenDoor:
+                    commands.append(SequenceTimeout(track.door.name, ip_address(address), attempt.stage))
+        self._forget_finished(source)
+
+    @staticmethod
+    def _remember(source: _Source, echo: int, now: float) -> None:
+        if len(source.heard) >= MOST_REMEMBERED:
+            del source.heard[next(iter(source.heard))]
+        source.heard[echo] = now
+
+    @staticmethod
+    def _forget_finished(source: _Source) -> None:
+        """Drop tracks without attempts; with the last of them go the UDP packets that were taken.
+
+        A UDP packet has no sequence number: a client that always knocks from one port must be able to knock again.
+        """
+        if all(source.attempts.values()) and source.attempts:
+            return
+        source.attempts = {index: attempts for index, attempts in source.attempts.items() if attempts}
+        if not source.attempts:
+            source.heard = {echo: at for echo, at in source.heard.items() if echo >> 16 & 0xFF == TCP}
+
+    def _settle(self, address: bytes, source: _Source) -> None:
+        """Put the source where its furthest stage belongs, or forget it if nothing of it is left."""
+        known = address in self._sources
+        if not source.attempts and not source.heard:
+            if known:
+                self._forget(address)
+            return
+        tier = max((attempt.stage for attempts in source.attempts.values() for attempt in attempts), default=0)
+        if known:
+            if tier == source.tier:
+                return
+            del self._tiers[source.tier][address]
+        elif len(self._sources) >= self._most_sources and not self._evict():
+            return
+        self._sources[address] = source
+        source.tier = tier
+        self._tiers.setdefault(tier, OrderedDict())[address] = None
+
+    def _evict(self) -> bool:
+        """Make room by the oldest source of the lowest tier, if none but newcomers would have to go."""
+        self.counters.evicted += 1
+        for tier in (0, 1):
+            if self._tiers.get(tier):
+                self._forget(next(iter(self._tiers[tier])))
+                return True
+        return False
+
+    def _forget(self, address: bytes) -> None:
+        del self._tiers[self._sources.pop(address).tier][address]

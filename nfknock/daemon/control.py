@@ -1,0 +1,100 @@
+"""How a daemon is found: one a network namespace, by a file and a socket named after that namespace.
+
+The socket hands out the daemon's counters as one line of JSON to whoever connects, and takes no orders: what is open
+is in the kernel, and who may change that may change it there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from nfknock.errors import DaemonError
+
+_ANSWER_TIMEOUT = 1.0
+_LONGEST_ANSWER = 65_536
+
+
+def runtime_directory() -> Path:
+    """Where the files are: $NFKNOCK_RUNTIME_DIR, else /run/nfknock."""
+    return Path(os.environ.get("NFKNOCK_RUNTIME_DIR") or "/run/nfknock")
+
+
+def _path(suffix: str) -> Path:
+    namespace = Path("/proc/self/ns/net").stat().st_ino
+    return runtime_directory() / f"daemon-{namespace}.{suffix}"
+
+
+@contextlib.contextmanager
+def sole_daemon() -> Iterator[None]:
+    """Be the one daemon of this network namespace. Raises DaemonError if there is another."""
+    path = _path("lock")
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as exc:
+        raise DaemonError(
+            f"creating {path}: {(exc.strerror or str(exc)).lower()}; run this as root, or set NFKNOCK_RUNTIME_DIR"
+        ) from exc
+    with os.fdopen(descriptor, "r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DaemonError(f"a daemon runs here already: process {file.read().strip()}; stop it first") from None
+        file.truncate()
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+@contextlib.asynccontextmanager
+async def answering(describe: Callable[[], dict[str, Any]]) -> AsyncIterator[None]:
+    """Answer those who ask for the daemon's counters, while the block runs."""
+
+    async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            writer.write(json.dumps(describe()).encode() + b"\n")
+            await writer.drain()
+        writer.close()
+
+    path = _path("sock")
+    path.unlink(missing_ok=True)
+    server = await asyncio.start_unix_server(answer, path)
+    path.chmod(0o600)
+    try:
+        yield
+    finally:
+        server.close()
+        path.unlink(missing_ok=True)
+
+
+def ask_daemon() -> dict[str, Any] | None:
+    """Return the running daemon's counters, None if there is no daemon here. Raises DaemonError if it is silent."""
+    path = _path("sock")
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(_ANSWER_TIMEOUT)
+            connection.connect(str(path))
+            with connection.makefile("rb") as stream:
+                return dict(json.loads(stream.readline(_LONGEST_ANSWER)))
+    except (FileNotFoundError, ConnectionRefusedError):
+        return None
+    except (OSError, ValueError) as exc:
+        raise DaemonError(f"asking the daemon at {path}: {exc}") from exc
+
+
+def notify(message: str) -> None:
+    """Tell systemd, if it is listening: `READY=1`, `STOPPING=1` and the like, see sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
+        connection.connect("\0" + address[1:] if address.startswith("@") else address)
+        connection.send(message.encode())

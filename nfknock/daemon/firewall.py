@@ -1,0 +1,169 @@
+"""The daemon's hand on the firewall: one thread that owns the backend, and the holes' ends.
+
+The loop never waits for a write. What is asked for meanwhile is collected and written together. Holes end in the
+kernel by themselves; here their rules are swept, and what is swept is read from the kernel, never from memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from nfknock.backends import Backend
+from nfknock.core.model import Door, Hole, IPAddress
+from nfknock.core.plan import Plan
+from nfknock.daemon import logs
+from nfknock.errors import BackendError, DaemonError, LockHeldError
+
+# Legacy tables send no event when somebody changes them.
+_LOOK_EVERY = 5.0
+# A knock that could not be carried out for so long is no longer what somebody is waiting for.
+_PATIENCE = 30.0
+
+Key = tuple[str, IPAddress]
+_Result = TypeVar("_Result")
+
+
+class Firewall:
+    """Opens and closes holes in the background and sweeps those whose time is over."""
+
+    def __init__(self, make_backend: Callable[[], Backend], clock: Callable[[], float] = time.time) -> None:
+        self.opened = 0
+        self.closed = 0
+        self._make_backend = make_backend
+        self._clock = clock
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="firewall")
+        self._backend: Backend
+        self._opening: dict[Key, tuple[Door, float]] = {}
+        self._closing: set[Key] = set()
+        self._wake = asyncio.Event()
+        self._look_at = time.monotonic()
+        self._is_stopping = False
+
+    async def start(self, plan: Plan) -> None:
+        """Look whether the firewall is in place and bring it up to date. Raises BackendError, DaemonError."""
+        self._backend = await self._call(self._make_backend)
+        for warning in await self._call(self._backend.probe):
+            logs.log.warning(warning)
+        if not (await self._call(self._backend.state)).applied:
+            raise DaemonError("the firewall is not in place; run `nfknock apply` first")
+        await self.apply(plan)
+        holes = await self._call(self._backend.holes)
+        if holes:
+            logs.log.info("adopted %d open holes", len(holes))
+
+    async def apply(self, plan: Plan) -> None:
+        """Bring the firewall to another plan. Raises BackendError."""
+        if (await self._call(lambda: self._backend.apply(plan))).changed:
+            logs.log.info("the firewall was brought up to the configuration")
+
+    def open(self, door: Door, source: IPAddress) -> None:
+        """Let a source in at a door, as soon as it can be written."""
+        self._closing.discard((door.name, source))
+        self._opening[door.name, source] = (door, self._clock())
+        self._wake.set()
+
+    def close(self, door: str, source: IPAddress) -> None:
+        """Shut a door for a source, as soon as it can be written."""
+        self._opening.pop((door, source), None)
+        self._closing.add((door, source))
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Write what is asked for and sweep, until `stop`; then write what is left."""
+        while not self._is_stopping:
+            await self._pause()
+            await self._write_openings()
+            await self._write_closings()
+            if time.monotonic() >= self._look_at:
+                await self._sweep()
+        self._thread.shutdown()
+
+    def stop(self) -> None:
+        """Let `run` end."""
+        self._is_stopping = True
+        self._wake.set()
+
+    async def _pause(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(self._look_at):
+                await self._wake.wait()
+        self._wake.clear()
+
+    async def _write_openings(self) -> None:
+        now = self._clock()
+        wanted, self._opening = self._opening, {}
+        holes = [_hole(door, source, now) for (_name, source), (door, _asked_at) in wanted.items()]
+        if not holes:
+            return
+        try:
+            standing = await self._call(lambda: self._backend.open(holes))
+        except LockHeldError as exc:
+            waiting = {key: asked for key, asked in wanted.items() if now - asked[1] < _PATIENCE}
+            self._opening = {**waiting, **self._opening}
+            self._again(str(exc))
+        except BackendError as exc:
+            for hole in holes:
+                logs.log.error("%s: %s: not opened: %s", hole.source, hole.door, exc)
+        else:
+            for hole in standing:
+                is_new = hole.opened_at == now
+                logs.log.info(logs.opened(hole, now, is_new=is_new))
+                self.opened += is_new
+            self._look_again(standing)
+
+    async def _write_closings(self) -> None:
+        wanted, self._closing = self._closing, set()
+        if not wanted:
+            return
+        try:
+            await self._shut(wanted)
+        except LockHeldError as exc:
+            self._closing |= wanted
+            self._again(str(exc))
+        except BackendError as exc:
+            for door, source in wanted:
+                logs.log.error("%s: %s: not closed: %s", source, door, exc)
+
+    async def _sweep(self) -> None:
+        """Take away holes whose time is over and find out when to look again."""
+        self._look_at = time.monotonic() + _LOOK_EVERY
+        try:
+            holes = await self._call(self._backend.holes)
+            now = self._clock()
+            late = {hole.key for hole in holes if hole.is_expired(now)}
+            if late:
+                await self._shut(late)
+        except BackendError as exc:
+            logs.log.warning("sweeping holes: %s", exc)
+        else:
+            self._look_again([hole for hole in holes if hole.key not in late])
+
+    def _look_again(self, holes: Iterable[Hole]) -> None:
+        """Be there when the first of these ends. Pauses are counted on a clock that nobody sets."""
+        now = self._clock()
+        ends = [hole.closes_at - now for hole in holes if hole.closes_at is not None]
+        self._look_at = min(self._look_at, time.monotonic() + max(0.0, min(ends, default=_LOOK_EVERY)))
+
+    async def _shut(self, keys: Collection[Key]) -> None:
+        closed = await self._call(lambda: self._backend.close(keys))
+        now = self._clock()
+        for hole in closed:
+            logs.log.info(logs.closed(hole, now if hole.closes_at is None else min(now, hole.closes_at)))
+        self.closed += len(closed)
+
+    def _again(self, why: str) -> None:
+        logs.log.warning("%s; trying again", why)
+        self._wake.set()
+
+    async def _call(self, function: Callable[[], _Result]) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+
+def _hole(door: Door, source: IPAddress, now: float) -> Hole:
+    closes_at = now + door.open_timeout if door.open_timeout else None
+    return Hole(door=door.name, source=source, ports=door.opens, opened_at=now, closes_at=closes_at)

@@ -1,0 +1,68 @@
+"""What the daemon says: knockd's lines, so that people's filters keep working, and never a flood of them."""
+
+from __future__ import annotations
+
+import logging
+
+from nfknock.config.durations import format_duration
+from nfknock.core.model import Hole
+from nfknock.core.tracker import CloseDoor, Command, OpenDoor, SequenceTimeout, StageReached
+
+log = logging.getLogger("nfknock")
+
+_LINES_A_SECOND = 5.0
+_LINES_AT_ONCE = 20.0
+_SUMMARY_EVERY = 10.0
+
+
+def describe(command: Command) -> str:
+    """Return the log line for what the tracker decided."""
+    start = f"{command.source}: {command.door}"
+    match command:
+        case StageReached(stage=stage, is_closing=is_closing):
+            return f"{start}: {'closing, stage' if is_closing else 'Stage'} {stage}"
+        case OpenDoor():
+            return f"{start}: OPEN SESAME"
+        case CloseDoor():
+            return f"{start}: CLOSE SESAME"
+        case SequenceTimeout(stage=stage):
+            return f"{start}: sequence timeout (stage {stage})"
+
+
+def opened(hole: Hole, now: float, *, is_new: bool) -> str:
+    """Return the log line for a hole that was opened, or got a later end, at `now` (epoch seconds)."""
+    start = f"{hole.source}: {hole.door}: {'opened' if is_new else 'renewed'} {', '.join(map(str, hole.ports))}"
+    if hole.closes_at is None:
+        return f"{start} until it is closed"
+    return f"{start} for {format_duration(hole.closes_at - now)}"
+
+
+def closed(hole: Hole, at: float) -> str:
+    """Return the log line for a hole that was closed at `at` (epoch seconds)."""
+    return f"{hole.source}: {hole.door}: closed after {format_duration(max(0.0, at - hole.opened_at))}"
+
+
+class Gate:
+    """Lets through so many lines a second and counts the rest: a flood of knocks is one number, not a full disk."""
+
+    def __init__(self) -> None:
+        self._tokens = _LINES_AT_ONCE
+        self._filled_at = 0.0
+        self._left_out = 0
+        self._said_at = 0.0
+
+    def say(self, line: str, now: float) -> None:
+        """Log a line that a stranger can cause."""
+        self._tokens = min(_LINES_AT_ONCE, self._tokens + (now - self._filled_at) * _LINES_A_SECOND)
+        self._filled_at = now
+        if self._tokens >= 1:
+            self._tokens -= 1
+            log.info(line)
+        else:
+            self._left_out += 1
+
+    def summarise(self, now: float) -> None:
+        """Say how many lines were left out, now and then."""
+        if self._left_out and now - self._said_at >= _SUMMARY_EVERY:
+            log.info("%d lines about knocks were left out", self._left_out)
+            self._left_out, self._said_at = 0, now

@@ -1,0 +1,174 @@
+"""The loop: packets in, commands out, timers in between."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, assert_never
+
+from nfknock.backends import make_backend
+from nfknock.config import Config, load
+from nfknock.core.tracker import CloseDoor, Command, OpenDoor, SequenceTimeout, StageReached, Tracker
+from nfknock.daemon import control, logs
+from nfknock.daemon.firewall import Firewall
+from nfknock.errors import NfknockError
+from nfknock.readers import Reader, make_reader
+
+_TICK = 1.0
+
+
+class Service:
+    """One daemon with one configuration file."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._doors = {door.name: door for door in config.doors}
+        self._tracker = Tracker(config.doors, config.allowed_ports)
+        self._reader = make_reader(config.reader, config.plan)
+        self._firewall = Firewall(lambda: make_backend(config.backend))
+        self._gate = logs.Gate()
+        self._started_at = time.time()
+        self._reloads: list[asyncio.Task[None]] = []
+        self._ended: asyncio.Future[None]
+
+    async def run(self) -> None:
+        """Run until SIGTERM or SIGINT. Raises NfknockError when it cannot start or cannot go on."""
+        loop = asyncio.get_running_loop()
+        self._ended = loop.create_future()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end)
+        self._reader.open()
+        try:
+            await self._firewall.start(self._config.plan)
+            async with control.answering(self.describe):
+                await self._serve(loop)
+        finally:
+            self._reader.close()
+        self._ended.result()
+
+    async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        writing, ticking = loop.create_task(self._firewall.run()), loop.create_task(self._tick())
+        for task in (writing, ticking):
+            task.add_done_callback(self._end_with)
+        loop.add_signal_handler(signal.SIGHUP, lambda: self._reloads.append(loop.create_task(self._reload())))
+        loop.add_reader(self._reader.fileno(), self._read)
+        logs.log.info("ready")
+        control.notify("READY=1")
+        await asyncio.wait([self._ended])
+        control.notify("STOPPING=1")
+        loop.remove_reader(self._reader.fileno())
+        ticking.cancel()
+        self._firewall.stop()
+        await asyncio.wait([writing])
+
+    def describe(self) -> dict[str, Any]:
+        """Return the `daemon` part of `status --json`."""
+        counters = self._tracker.counters
+        return {
+            "running": True,
+            "pid": os.getpid(),
+            "started_at": datetime.fromtimestamp(self._started_at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "knocks": counters.knocks,
+            "strays": counters.strays,
+            "opened": self._firewall.opened,
+            "closed": self._firewall.closed,
+            "lost": self._reader.count_lost(),
+            "unreadable": self._reader.counters.unreadable,
+            "impossible": counters.impossible,
+            "evicted": counters.evicted,
+            "sources": len(self._tracker),
+        }
+
+    def _read(self) -> None:
+        now = time.monotonic()
+        try:
+            for packet in self._reader.read():
+                for command in self._tracker.receive(packet, now):
+                    self._do(command, now)
+        except Exception as exc:  # noqa: BLE001
+            # Shut is safe: without a reader the kernel drops knocks, and whoever supervises us starts us again.
+            self._end(exc)
+
+    def _do(self, command: Command, now: float) -> None:
+        match command:
+            case StageReached() | SequenceTimeout():
+                self._gate.say(logs.describe(command), now)
+            case OpenDoor(door=door, source=source):
+                logs.log.info(logs.describe(command))
+                self._firewall.open(self._doors[door], source)
+            case CloseDoor(door=door, source=source):
+                logs.log.info(logs.describe(command))
+                self._firewall.close(door, source)
+            case _:
+                assert_never(command)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK)
+            now = time.monotonic()
+            for command in self._tracker.expire(now):
+                self._do(command, now)
+            self._gate.summarise(now)
+
+    async def _reload(self) -> None:
+        """Take up the configuration file anew; if anything is wrong with it, everything stays as it is."""
+        control.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            config = load(self._config.path)
+            if config.backend != self._config.backend or config.reader != self._config.reader:
+                raise NfknockError("another backend or reader needs a restart")
+            await self._take_up(config)
+        except NfknockError as exc:
+            logs.log.error("the new configuration was refused and the old one stays: %s", exc)
+        else:
+            logs.log.info("reloaded %s", config.path)
+        self._reloads = [task for task in self._reloads if not task.done()]
+        control.notify("READY=1")
+
+    async def _take_up(self, config: Config) -> None:
+        new, old = config.plan, self._config.plan
+        reader = make_reader(config.reader, new)
+        if new.queue != old.queue:
+            reader.open()
+        try:
+            await self._firewall.apply(new)
+        except NfknockError:
+            reader.close()
+            raise
+        if (new.queue, new.answer) != (old.queue, old.answer):
+            self._exchange_reader(reader, is_open=new.queue != old.queue)
+        self._config = config
+        self._doors = {door.name: door for door in config.doors}
+        self._tracker.replace_doors(config.doors, config.allowed_ports)
+
+    def _exchange_reader(self, reader: Reader, *, is_open: bool) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._reader.fileno())
+        self._reader.close()
+        self._reader = reader
+        if not is_open:
+            reader.open()
+        loop.add_reader(reader.fileno(), self._read)
+
+    def _end_with(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            self._end(task.exception())
+
+    def _end(self, reason: BaseException | None = None) -> None:
+        if self._ended.done():
+            return
+        if reason is None:
+            self._ended.set_result(None)
+        else:
+            self._ended.set_exception(reason)
+
+
+def serve(path: Path) -> None:
+    """Run the daemon until it is told to stop. Raises NfknockError."""
+    config = load(path)
+    with control.sole_daemon():
+        asyncio.run(Service(config).run())

@@ -1,0 +1,46 @@
+"""What can go wrong for an operator, as one small tree.
+
+Every message is one line that says what was tried, on what, why it failed and, where there is one, the mend.
+Strangers' packets never raise: they are data.
+"""
+
+from __future__ import annotations
+
+
+class NfknockError(Exception):
+    """Something that was asked for could not be done."""
+
+    exit_code = 1
+
+
+class ConfigError(NfknockError):
+    """The configuration, or the call itself, is wrong."""
+
+    exit_code = 2
+
+
+class BackendError(NfknockError):
+    """The firewall could not be read or changed; it is as it was."""
+
+
+class LockHeldError(BackendError):
+    """Another program holds the xtables lock; trying again later may work."""
+
+
+class ReaderError(NfknockError):
+    """Packets cannot be read from where the configuration says."""
+
+
+class DaemonError(NfknockError):
+    """The daemon cannot start or cannot be reached."""
+
+
+class ClientError(NfknockError):
+    """A knock could not be sent."""
+
+
+class MissingDependencyError(NfknockError):
+    """A library that only the server side needs is not installed."""
+
+    def __init__(self, library: str) -> None:
+        super().__init__(f"{library} is not installed; on a server run: pip install 'nfknock[server]'")

@@ -1,0 +1,52 @@
+"""Where packets come from. One file a reader; each hands over parsed packets and counts what it could not.
+
+To add one: implement `Reader` and name it in `make_reader` and in `config.sections.Reader`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from nfknock.core.packet import Packet
+from nfknock.core.plan import Plan
+
+
+@dataclass(slots=True)
+class ReaderCounters:
+    """What did not become a packet: unreadable ones, and those that the kernel had to drop before they were read."""
+
+    unreadable: int = 0
+    lost: int = 0
+
+
+class Reader(Protocol):
+    """A source of packets that an event loop can wait for. Every method raises ReaderError."""
+
+    counters: ReaderCounters
+
+    def open(self) -> None:
+        """Start to receive. Refuses what another program receives from already."""
+
+    def fileno(self) -> int:
+        """Return the descriptor that becomes readable when there are packets."""
+
+    def read(self) -> list[Packet]:
+        """Return what is there, a bounded number at once, each with its verdict given."""
+
+    def count_lost(self) -> int:
+        """Return how many packets the kernel had to drop since `open`, as far as it tells."""
+
+    def close(self) -> None:
+        """Stop to receive. Packets that come from now on are dropped by the kernel."""
+
+
+def make_reader(kind: str, plan: Plan) -> Reader:
+    """Return the reader of that kind for this plan."""
+    match kind:
+        case "nfqueue":
+            from nfknock.readers.nfqueue import NfqueueReader
+
+            return NfqueueReader(plan.queue, plan.answer)
+        case _:
+            raise ValueError(f"there is no reader {kind!r}")

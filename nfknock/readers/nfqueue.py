@@ -1,0 +1,159 @@
+"""Reads knocks from an NFQUEUE and gives each its verdict.
+
+Fail closed: whatever happens to a packet in here, its verdict is not "accept". Without a reader, or with a full queue,
+the kernel drops.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import warnings
+from pathlib import Path
+from typing import Any
+
+from nfknock.core.packet import Packet, parse
+from nfknock.core.plan import REJECT_MARK, Answer
+from nfknock.errors import MissingDependencyError, ReaderError
+from nfknock.readers import ReaderCounters
+
+# As many packets as are taken before timers get their turn: at 6 µs each, well below a millisecond.
+_PACKETS_AT_ONCE = 128
+# Headers are all that is wanted; the longest chain of extension headers that is parsed fits in here with room.
+_BYTES_COPIED = 512
+_QUEUE_LENGTH = 8_192
+_SOCKET_BUFFER = 8 << 20
+_TABLE = Path("/proc/net/netfilter/nfnetlink_queue")
+
+
+class NfqueueReader:
+    """One NFQUEUE, for both families."""
+
+    def __init__(self, queue: int, answer: Answer = "drop") -> None:
+        self.counters = ReaderCounters()
+        self._number = queue
+        self._rejects = answer == "reject"
+        self._queue: Any = None
+        self._socket: _BoundedSocket | None = None
+        self._packets: list[Packet] = []
+
+    def open(self) -> None:
+        try:
+            from netfilterqueue import NetfilterQueue
+        except ImportError:
+            raise MissingDependencyError("NetfilterQueue") from None
+        try:
+            queue = NetfilterQueue()
+        except OSError as exc:
+            raise ReaderError(f"opening NFQUEUE {self._number}: {_reason(exc)}") from exc
+        try:
+            with warnings.catch_warnings():
+                # It warns when the socket buffer came out smaller; then losses are counted sooner, that is all.
+                warnings.simplefilter("ignore", RuntimeWarning)
+                queue.bind(
+                    self._number, self._take, max_len=_QUEUE_LENGTH, range=_BYTES_COPIED, sock_len=_SOCKET_BUFFER
+                )
+        except OSError as exc:
+            raise ReaderError(self._why_not_bound()) from exc
+        self._queue = queue
+        self._socket = _BoundedSocket(queue.get_fd(), self.counters)
+
+    def fileno(self) -> int:
+        return int(self._queue.get_fd())
+
+    def read(self) -> list[Packet]:
+        assert self._socket is not None  # opened
+        self._socket.left = _PACKETS_AT_ONCE
+        try:
+            self._queue.run_socket(self._socket)
+        except OSError as exc:
+            raise ReaderError(f"reading NFQUEUE {self._number}: {(exc.strerror or str(exc)).lower()}") from exc
+        packets, self._packets = self._packets, []
+        return packets
+
+    def count_lost(self) -> int:
+        # The kernel's own counts are for root's eyes; without them there is what the socket reported.
+        row = _row(self._number)
+        return int(row[5]) + int(row[6]) if row else self.counters.lost
+
+    def close(self) -> None:
+        if self._queue is not None:
+            self._queue.unbind()
+        if self._socket is not None:
+            self._socket.close()
+        self._queue = self._socket = None
+
+    def _take(self, packet: Any) -> None:
+        try:
+            parsed = parse(packet.get_payload())
+            if parsed is None:
+                self.counters.unreadable += 1
+            else:
+                self._packets.append(parsed)
+        finally:
+            # Even if the above raised: a packet without a verdict stays in the queue for ever.
+            if self._rejects:
+                packet.set_mark(REJECT_MARK)
+                packet.repeat()
+            else:
+                packet.drop()
+
+    def _why_not_bound(self) -> str:
+        row = _row(self._number)
+        if row is None:
+            return f"binding NFQUEUE {self._number}: permission denied, or another program has it; run this as root"
+        return (
+            f"binding NFQUEUE {self._number}: {_program(row[1])} has it already; "
+            "stop that program, or choose another number with `queue` under [reader]"
+        )
+
+
+class _BoundedSocket:
+    """The queue's socket as NetfilterQueue reads it, but for a limited number of messages.
+
+    Left alone it reads until there is nothing left, which under a flood is never.
+    """
+
+    def __init__(self, descriptor: int, counters: ReaderCounters) -> None:
+        self.left = 0
+        self._counters = counters
+        self._socket = socket.fromfd(descriptor, socket.AF_NETLINK, socket.SOCK_RAW)
+
+    def recv(self, size: int) -> bytes:
+        if self.left <= 0:
+            raise BlockingIOError(errno.EAGAIN, "enough for now")
+        self.left -= 1
+        try:
+            return self._socket.recv(size, socket.MSG_DONTWAIT)
+        except OSError as exc:
+            if exc.errno == errno.ENOBUFS:
+                self._counters.lost += 1
+            raise
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def _row(number: int) -> list[str] | None:
+    """The kernel's line about a bound queue: number, owner, waiting, mode, range, dropped, lost to the owner."""
+    try:
+        lines = _TABLE.read_text().splitlines()
+    except OSError:
+        return None
+    return next((fields for fields in map(str.split, lines) if fields[0] == str(number)), None)
+
+
+def _program(port_id: str) -> str:
+    """The owner is a netlink port, which by custom is its process id."""
+    try:
+        return f"process {port_id} ({Path('/proc', port_id, 'comm').read_text().strip()})"
+    except OSError:
+        return "another program"
+
+
+def _reason(exc: OSError) -> str:
+    if exc.errno in (errno.EPERM, errno.EACCES) or "root" in str(exc):
+        return "permission denied; run this as root"
+    if exc.errno in (errno.EPROTONOSUPPORT, errno.ENOENT):
+        return "this kernel has no NFQUEUE (CONFIG_NETFILTER_NETLINK_QUEUE)"
+    return (exc.strerror or str(exc)).lower()

@@ -1,0 +1,1 @@
+"""Firewall rules and configuration templates, as data (shipped as `nfknock.rules`)."""
