@@ -76,9 +76,13 @@ class Counters:
     """What came in since the start."""
 
     knocks: int = 0
+    """Packets that advanced or began an attempt."""
     strays: int = 0
+    """Packets to closed ports that did neither."""
     impossible: int = 0
+    """First knocks from addresses that nobody can have."""
     evicted: int = 0
+    """Sources that had to go, or could not come in, for want of room."""
 
 
 @dataclass(slots=True)
@@ -206,7 +210,7 @@ class Tracker:
         ]
         if any(took):
             self.counters.knocks += 1
-        elif took and packet.code not in self._harmless:
+        elif packet.code not in self._harmless:
             self.counters.strays += 1
         if took:
             self._remember(source, echo, now)
@@ -236,7 +240,9 @@ class Tracker:
                 attempts.clear()
             return False
         address = ip_address(packet.source)
-        commands.append(StageReached(track.door.name, address, reached, track.finish is CloseDoor))
+        # The last knock of an opening is often the first of the closing; that is no news.
+        if track.finish is OpenDoor or reached > 1:
+            commands.append(StageReached(track.door.name, address, reached, track.finish is CloseDoor))
         if reached == track.length:
             commands.append(track.finish(track.door.name, address))
         return True
@@ -254,7 +260,6 @@ class Tracker:
             late = [attempt for attempt in attempts if now - attempt.started_at > track.door.seq_timeout]
             for attempt in late:
                 attempts.remove(attempt)
-                # The last knock of an opening is often the first of the closing; that it leads nowhere is no news.
                 if track.finish is OpenDoor:
                     commands.append(SequenceTimeout(track.door.name, ip_address(address), attempt.stage))
         self._forget_finished(source)

@@ -136,10 +136,12 @@ def _fix_options(xtables: Any) -> None:
     kind = xtables.xt_option_entry
 
     def lookup(_self: Any, entries: Any, name: bytes) -> Any:
-        return next((entry for entry in option_entries(entries, kind) if entry.name == name), None)
+        return next(
+            (entry for entry in option_entries(_address(entries), kind, _option_step()) if entry.name == name), None
+        )
 
     def check(_self: Any, name: bytes, flags: int, table: Any) -> None:
-        for entry in option_entries(table, kind):
+        for entry in option_entries(_address(table), kind, _option_step()):
             if entry.flags & xtables.XTOPT_MAND and not flags & (1 << entry.id):
                 raise xtables.XTablesError(f"{name!r}: --{entry.name.decode()} must be specified")
 
@@ -147,14 +149,12 @@ def _fix_options(xtables: Any) -> None:
     xtables.xtables._options_fcheck = check
 
 
-def option_entries(entries: Any, kind: Any) -> Iterator[Any]:
-    """Walk a C array of options, whose step is 48 bytes before iptables 1.8.11 and 56 since.
+def _address(array: Any) -> int:
+    return ctypes.cast(array, ctypes.c_void_p).value or 0
 
-    The last two fields, min and max, became 8 bytes wide. So where a second option's name would be in the old step,
-    the new one has the first option's max.
-    """
-    address = ctypes.cast(entries, ctypes.c_void_p).value
-    step = _option_step()
+
+def option_entries(address: int, kind: Any, step: int) -> Iterator[Any]:
+    """Walk a C array of options to its end, an option without a name."""
     while address and (entry := kind.from_address(address)).name:
         yield entry
         address += step
@@ -162,16 +162,19 @@ def option_entries(entries: Any, kind: Any) -> Iterator[Any]:
 
 @cache
 def _option_step() -> int:
-    """Measure the step on the udp match, whose first option has no bounds: its max is 0, and a name never is."""
+    """Measure the step on the udp match, whose first option has no bounds."""
     xtables = sys.modules["iptc.xtables"]
-    module = xtables.xtables(xtables.NFPROTO_IPV4).find_match("udp")
-    return measured_step(ctypes.cast(module[0].x6_options, ctypes.c_void_p).value or 0)
+    return measured_step(_address(xtables.xtables(xtables.NFPROTO_IPV4).find_match("udp")[0].x6_options))
 
 
-def measured_step(options: int) -> int:
-    """Return the step of an option array with two options or more, the first of which has no bounds."""
-    at_old_step = ctypes.c_void_p.from_address(options + _OLD_OPTION_SIZE).value
-    return _OLD_OPTION_SIZE if at_old_step else _NEW_OPTION_SIZE
+def measured_step(address: int) -> int:
+    """Return the step of an array of two options or more, the first of which has no bounds.
+
+    The last two fields, min and max, became 8 bytes wide. So where a second option's name is in the old step, the new
+    one has the first option's max: 0, which a name never is.
+    """
+    second_name = ctypes.c_void_p.from_address(address + _OLD_OPTION_SIZE).value
+    return _OLD_OPTION_SIZE if second_name else _NEW_OPTION_SIZE
 
 
 @cache

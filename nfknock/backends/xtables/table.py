@@ -175,12 +175,12 @@ class FilterTable:
     def _reading_error(self, exc: Exception) -> BackendError:
         reason = _reason(exc)
         command = _COMMANDS[self.family]
-        if "who?" in reason or "Table does not exist" in reason:
+        if "who?" in reason or "table does not exist" in reason:
             return NoTableError(
                 f"this kernel has no legacy {command} filter table; load it with `modprobe {command[:-1]}_filter`, "
                 "or use a kernel that has it"
             )
-        if "Permission denied" in reason:
+        if "permission denied" in reason:
             return BackendError(f"reading the {self.family} filter table: permission denied; run this as root")
         return BackendError(f"reading the {self.family} filter table: {reason}")
 
@@ -197,7 +197,7 @@ class _Explained:
     def __exit__(self, _kind: object, exc: BaseException | None, _trace: object) -> None:
         if isinstance(exc, binding.iptc().IPTCError):
             reason = _reason(exc)
-            if "Resource temporarily unavailable" in reason:
+            if "resource temporarily unavailable" in reason:
                 raise TableChangedError(f"{self._what}: another program changed it meanwhile") from exc
             raise BackendError(f"{self._what}: {reason}") from exc
 
@@ -212,4 +212,5 @@ def _reason(exc: BaseException) -> str:
     """The library's message without its own beginning and without the b'…' around C strings."""
     text = str(exc)
     quoted = re.search(r"b'(.*)'|b\"(.*)\"", text)
-    return (quoted[1] or quoted[2]).strip(" .") if quoted else text
+    reason = (quoted[1] or quoted[2]).strip(" .") if quoted else text
+    return reason[:1].lower() + reason[1:]
