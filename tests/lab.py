@@ -37,7 +37,7 @@ def _check(result: int, what: str) -> None:
 @contextlib.contextmanager
 def inside(path: str) -> Iterator[None]:
     """Be in another network namespace with this thread, for a while."""
-    with open("/proc/thread-self/ns/net") as before, open(path) as there:
+    with Path("/proc/thread-self/ns/net").open() as before, Path(path).open() as there:
         _check(_LIBC.setns(there.fileno(), _CLONE_NEWNET), f"entering {path}")
         try:
             yield
@@ -48,7 +48,7 @@ def inside(path: str) -> Iterator[None]:
 @contextlib.contextmanager
 def own_namespace() -> Iterator[None]:
     """Be in a new, empty network namespace with this thread, for a while."""
-    with open("/proc/thread-self/ns/net") as before:
+    with Path("/proc/thread-self/ns/net").open() as before:
         _check(_LIBC.unshare(_CLONE_NEWNET), "making a network namespace")
         try:
             yield
@@ -69,11 +69,11 @@ class Host:
     """A network namespace, held by a process that sleeps in it."""
 
     def __init__(self, environment: dict[str, str]) -> None:
-        self._environment = {**os.environ, **environment}
+        self.environment = {**os.environ, **environment}
         self._holder = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
         self.path = f"/proc/{self._holder.pid}/ns/net"
-        own = os.stat("/proc/self/ns/net").st_ino
-        wait_until(lambda: os.stat(self.path).st_ino != own, "the namespace of a new host")
+        own = Path("/proc/self/ns/net").stat().st_ino
+        wait_until(lambda: Path(self.path).stat().st_ino != own, "the namespace of a new host")
         self.run("ip", "link", "set", "lo", "up")
 
     @property
@@ -86,7 +86,7 @@ class Host:
     def run(self, *arguments: str, check: bool = True, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run a program there to its end; its output is text."""
         done = subprocess.run(
-            self.command(*arguments), capture_output=True, text=True, input=stdin, env=self._environment, timeout=60
+            self.command(*arguments), capture_output=True, text=True, input=stdin, env=self.environment, timeout=60
         )
         if check and done.returncode:
             raise AssertionError(f"{' '.join(arguments)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
@@ -94,7 +94,7 @@ class Host:
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         """Start a program there."""
-        return subprocess.Popen(self.command(*arguments), text=True, env=self._environment, **options)
+        return subprocess.Popen(self.command(*arguments), text=True, env=self.environment, **options)
 
     @contextlib.contextmanager
     def here(self) -> Iterator[None]:
@@ -149,6 +149,9 @@ class Lab:
             for address in addresses:
                 length = "64" if ":" in address else "24"
                 extra = ["nodad"] if ":" in address else []
+                if address == STRANGER6:
+                    # Used by those alone who ask for it, as the second IPv4 address is.
+                    extra += ["preferred_lft", "0"]
                 host.run("ip", "addr", "add", f"{address}/{length}", "dev", device, *extra)
             host.run("ip", "link", "set", device, "up")
         wait_until(lambda: self._answers(BASTION4) and self._answers(BASTION6), "the cable")
@@ -193,16 +196,21 @@ class Lab:
             return False
         return True
 
+    def wait_until_shut(self, address: str, port: int, *, within: float = 10) -> None:
+        """Wait until new connections are no longer answered; not so often that the service falls behind."""
+
+        def is_shut() -> bool:
+            time.sleep(0.05)
+            return not self.reaches(address, port, within=0.2)
+
+        wait_until(is_shut, f"{address} {port} to be shut", within=within)
+
     def connect(self, address: str, port: int, *, source: str = "", within: float = 5) -> socket.socket:
         """Return a connection from the client's host."""
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        connection = self.client.socket(family, socket.SOCK_STREAM, source)
+        connection = self._closing.enter_context(self.client.socket(family, socket.SOCK_STREAM, source))
         connection.settimeout(within)
-        try:
-            connection.connect((address, port))
-        except BaseException:
-            connection.close()
-            raise
+        connection.connect((address, port))
         connection.settimeout(5)
         return connection
 

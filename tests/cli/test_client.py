@@ -1,0 +1,101 @@
+"""The client on loopback: what leaves, in which order, and what is said when nothing can."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner, Result
+
+from nfknock.cli.app import nfknock
+from nfknock.client.knock import send_knocks
+from nfknock.core.model import Port
+from nfknock.errors import ClientError
+from tests.lab import NFKNOCK
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(nfknock, ["knock", *arguments])
+
+
+@pytest.mark.parametrize(("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
+def test_knocks_arrive_in_order(host: str, family: socket.AddressFamily) -> None:
+    with socket.socket(family, socket.SOCK_STREAM) as tcp, socket.socket(family, socket.SOCK_DGRAM) as udp:
+        for listener in (tcp, udp):
+            listener.bind((host, 0))
+            listener.settimeout(5)
+        tcp.listen()
+        ports = [Port(tcp.getsockname()[1]), Port(udp.getsockname()[1], "udp"), Port(tcp.getsockname()[1])]
+        said: list[str] = []
+        send_knocks(host, ports, tell=said.append)
+        for _ in range(2):
+            accepted, _address = tcp.accept()
+            with accepted:
+                assert accepted.recv(1) == b""
+        assert udp.recv(10) == b"\0"
+        assert said == [f"hitting {port.protocol} {host}:{port.number}" for port in ports]
+
+
+def test_verbose_prints_as_knock_does() -> None:
+    result = run("-v", "-u", "-4", "localhost", "9", "10:tcp", "11/udp")
+    assert result.output.splitlines() == [
+        "hitting udp 127.0.0.1:9", "hitting tcp 127.0.0.1:10", "hitting udp 127.0.0.1:11"
+    ]  # fmt: skip
+
+
+def test_quiet_without_verbose() -> None:
+    assert run("127.0.0.1", "9:udp").output == ""
+
+
+def test_a_port_that_refuses_was_hit() -> None:
+    send_knocks("127.0.0.1", [Port(1), Port(1, "udp"), Port(1, "udp")])
+
+
+def test_a_name_that_does_not_resolve() -> None:
+    with pytest.raises(ClientError, match=r"finding an address of 'no-such-host\.invalid': "):
+        send_knocks("no-such-host.invalid", [Port(1)])
+
+
+def test_an_address_of_the_other_family() -> None:
+    with pytest.raises(ClientError, match=r"finding an IPv6 address of '127\.0\.0\.1'"):
+        send_knocks("127.0.0.1", [Port(1)], family=socket.AF_INET6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["127.0.0.1", "0"], "port 0 is out of range"),
+        (["127.0.0.1", "70000"], "port 70000 is out of range"),
+        (["127.0.0.1", "ssh"], "'ssh' is not a port"),
+        (["127.0.0.1", "7:sctp"], "'7:sctp' is not a port"),
+        (["127.0.0.1"], "missing argument"),
+        ([], "missing argument"),
+        (["-4", "-6", "127.0.0.1", "7"], "-4 and -6 exclude each other"),
+        (["-d", "-1", "127.0.0.1", "7"], "-1 is not in the range"),
+    ],
+)
+def test_a_wrong_call_is_one_line_and_exit_2(arguments: list[str], message: str) -> None:
+    done = subprocess.run([*NFKNOCK, "knock", *arguments], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_client_needs_no_netfilter() -> None:
+    """What `pip install nfknock` brings is enough to knock; the rest says what to install."""
+    code = (
+        "import sys\n"
+        "for name in ('iptc', 'netfilterqueue', 'pyroute2'): sys.modules[name] = None\n"
+        "from nfknock.cli import main\n"
+        "main()\n"
+    )
+
+    def run_without(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+
+    assert run_without("knock", "127.0.0.1", "9:udp").returncode == 0
+    done = run_without("remove")
+    assert done.returncode == 1
+    assert done.stderr == "nfknock: python-iptables is not installed; on a server run: pip install 'nfknock[server]'\n"

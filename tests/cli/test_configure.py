@@ -1,0 +1,107 @@
+"""`init` and `check` as somebody runs them who has never done it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.lab import NFKNOCK
+
+DOOR = '[doors.ssh]\nsequence = ["7101", "3203/udp", "9307", "1187/udp"]\nopen = ["22/tcp"]\n'
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*NFKNOCK, *arguments], capture_output=True, text=True, env={**os.environ, **environment})
+
+
+def test_init_writes_what_check_likes(tmp_path: Path) -> None:
+    path = tmp_path / "etc" / "nfknock.toml"
+    done = run("-c", str(path), "init")
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"nfknock knock \S+( \d+(:udp)?){5}\n", done.stdout)
+    assert path.stat().st_mode & 0o777 == 0o600
+    checked = run("-c", str(path), "check", "--strict")
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, f"{path}: fine, 1 door\n", "")
+
+
+def test_init_keeps_what_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "nfknock.toml"
+    path.write_text("mine")
+    done = run("init", "--output", str(path))
+    assert done.returncode == 1
+    assert done.stderr == f"nfknock: {path} exists already and stays as it is; choose another with --output FILE\n"
+    assert path.read_text() == "mine"
+
+
+def test_init_for_another_service(tmp_path: Path) -> None:
+    path = tmp_path / "nfknock.toml"
+    assert run("init", "--output", str(path), "--door", "web", "--open", "80", "--open", "443/udp").returncode == 0
+    text = path.read_text()
+    assert "[doors.web]" in text
+    assert 'open = ["80/tcp", "443/udp"]' in text
+
+
+def test_init_to_stdout_prints_the_file_and_nothing_else() -> None:
+    done = run("init", "--output", "-")
+    assert done.stdout.startswith("# nfknock:")
+    assert done.stdout.rstrip().endswith('"192.0.2.1"')
+    assert "nfknock knock" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--open", "x"], "'x' is not a port"),
+        (["--open", "0"], "port 0 is out of range"),
+        (["--door", "a b"], "one word"),
+    ],
+)
+def test_init_refuses_what_check_would(tmp_path: Path, arguments: list[str], message: str) -> None:
+    done = run("init", "--output", str(tmp_path / "x.toml"), *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not (tmp_path / "x.toml").exists()
+
+
+def test_init_where_it_must_not_write() -> None:
+    done = run("init", "--output", "/proc/nfknock.toml")
+    assert done.returncode == 1
+    assert done.stderr.startswith("nfknock: writing /proc/nfknock.toml: ")
+
+
+def test_check_warns_of_what_others_can_read(tmp_path: Path) -> None:
+    path = tmp_path / "nfknock.toml"
+    path.write_text(DOOR)
+    path.chmod(0o644)
+    done = run("check", str(path))
+    assert done.returncode == 0
+    assert "others can read" in done.stderr
+    assert run("check", "--strict", str(path)).returncode == 2
+
+
+def test_check_names_file_key_and_mend(tmp_path: Path) -> None:
+    path = tmp_path / "nfknock.toml"
+    path.write_text(DOOR.replace("7101", "0"))
+    done = run("check", NFKNOCK_CONFIG=str(path))
+    assert done.returncode == 2
+    assert done.stderr == f"nfknock: {path}: doors.ssh.sequence[0]: port 0 is out of range (1 to 65535)\n"
+
+
+def test_help_and_version() -> None:
+    assert run("--help").returncode == 0
+    assert run("--version").stdout.startswith("nfknock ")
+    alone = run()
+    assert alone.returncode == 2
+    assert "Usage:" in alone.stderr
+
+
+def test_a_reader_who_has_seen_enough_is_no_error() -> None:
+    """`nfknock init --output - | head -1` says nothing about a broken pipe."""
+    command = f"{NFKNOCK[0]} init --output - 2>/dev/null | true"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr

@@ -1,0 +1,41 @@
+"""What every test can ask for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from tests.lab import Lab, can_make_namespaces, own_namespace
+
+# A machine that is busy for a moment is no failure.
+settings.register_profile("nfknock", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("nfknock")
+
+
+@pytest.fixture(scope="session")
+def kernel() -> None:
+    """Skip where no network namespace can be made; with CI=true that is a failure."""
+    if not can_make_namespaces():
+        message = "no network namespace can be made here; run script/test"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(message)
+
+
+@pytest.fixture
+def namespace(kernel: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run the test itself in an empty network namespace with an xtables lock of its own."""
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "xtables.lock"))
+    monkeypatch.setenv("NFKNOCK_RUNTIME_DIR", str(tmp_path / "run"))
+    with own_namespace():
+        yield
+
+
+@pytest.fixture
+def lab(kernel: None, tmp_path: Path) -> Iterator[Lab]:
+    """A bastion and a client, joined by a cable."""
+    made = Lab(tmp_path)
+    yield made
+    made.stop()

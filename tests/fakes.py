@@ -1,0 +1,67 @@
+"""A backend that keeps its state in memory and behaves, and fails, like the real ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from nfknock.backends import Change, FirewallState
+from nfknock.core.model import Hole, IPAddress
+from nfknock.core.plan import Plan
+from nfknock.errors import BackendError
+
+
+class FakeBackend:
+    """Holes in a dictionary. Passes the same contract suite as the backends that write to a kernel."""
+
+    name = "fake"
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._plan: Plan | None = None
+        self._holes: dict[tuple[str, IPAddress], Hole] = {}
+        self.failure: BackendError | None = None
+
+    def probe(self) -> list[str]:
+        self._fail()
+        return []
+
+    def apply(self, plan: Plan, *, dry_run: bool = False) -> Change:
+        self._fail()
+        changed = plan != self._plan
+        if not dry_run:
+            self._plan = plan
+        return Change(changed=changed, difference=("+ a plan",) if changed and dry_run else ())
+
+    def remove(self) -> Change:
+        self._fail()
+        changed, self._plan, self._holes = self._plan is not None, None, {}
+        return Change(changed=changed)
+
+    def open(self, holes: Iterable[Hole]) -> list[Hole]:
+        self._fail()
+        if self._plan is None:
+            raise BackendError("the firewall is not in place; run `nfknock apply` first")
+        standing = {}
+        for hole in holes:
+            older = self._holes.get(hole.key)
+            renewed = older is not None and not older.is_expired(self._clock())
+            self._holes[hole.key] = standing[hole.key] = hole.renewed(older) if renewed and older else hole
+        return list(standing.values())
+
+    def close(self, holes: Iterable[tuple[str, IPAddress]]) -> list[Hole]:
+        self._fail()
+        return [self._holes.pop(key) for key in set(holes) if key in self._holes]
+
+    def holes(self) -> list[Hole]:
+        self._fail()
+        return list(self._holes.values())
+
+    def state(self) -> FirewallState:
+        self._fail()
+        policy = "ACCEPT" if self._plan is None else "DROP"
+        return FirewallState(applied=self._plan is not None, policy={"ipv4": policy, "ipv6": policy})
+
+    def _fail(self) -> None:
+        if self.failure is not None:
+            raise self.failure

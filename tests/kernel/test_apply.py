@@ -1,0 +1,218 @@
+"""`apply`, `remove`, `open` and `close` as an administrator runs them, beside rules that are none of ours."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+
+import pytest
+
+from tests.lab import BASTION4, BASTION6, CLIENT4, CLIENT6, STRANGER4, Lab, echo
+
+DOOR = """
+[firewall]
+allow = ["8443/tcp", { open = "2222/tcp", from = "192.0.2.3" }]
+[doors.ssh]
+sequence = ["7101", "8203/udp", "9307"]
+open = ["22/tcp"]
+open_timeout = "30s"
+"""
+FOREIGN = """*filter
+:INPUT {policy} [0:0]
+:FORWARD DROP [0:0]
+:OUTPUT ACCEPT [0:0]
+:f2b-sshd - [0:0]
+:NFKNOCKERS - [0:0]
+-A INPUT -p tcp -m multiport --dports 22 -j f2b-sshd
+-A INPUT -p tcp -m tcp --dport 25 -m comment --comment "nfknock is not ours here" -j ACCEPT
+-A INPUT -m limit --limit 5/sec -j NFKNOCKERS
+-A FORWARD -i eth0 -o eth1 -j ACCEPT
+-A NFKNOCKERS -j RETURN
+-A f2b-sshd -j RETURN
+COMMIT
+"""
+
+
+@pytest.fixture
+def host(lab: Lab) -> Lab:
+    lab.configure(DOOR)
+    return lab
+
+
+def foreign(lab: Lab, policy4: str = "ACCEPT", policy6: str = "DROP") -> None:
+    lab.bastion.run("iptables-legacy-restore", stdin=FOREIGN.format(policy=policy4))
+    lab.bastion.run("ip6tables-legacy-restore", stdin=FOREIGN.format(policy=policy6))
+
+
+def test_apply_says_changed_and_then_unchanged(host: Lab) -> None:
+    assert host.nfknock("apply").stdout == "changed\n"
+    before = host.rules()
+    assert host.nfknock("apply").stdout == "unchanged\n"
+    assert json.loads(host.nfknock("apply", "--json").stdout) == {"changed": False, "difference": [], "warnings": []}
+    assert host.rules() == before
+
+
+@pytest.mark.parametrize(("policy4", "policy6"), [("ACCEPT", "DROP"), ("DROP", "ACCEPT")])
+def test_remove_leaves_everything_as_it_was(host: Lab, policy4: str, policy6: str) -> None:
+    foreign(host, policy4, policy6)
+    before = host.rules()
+    host.nfknock("apply")
+    host.nfknock("open", "ssh", CLIENT4)
+    host.nfknock("open", "ssh", CLIENT6)
+    assert host.rules() != before
+    assert host.nfknock("remove").stdout == "changed\n"
+    assert host.rules() == before
+    assert host.nfknock("remove").stdout == "unchanged\n"
+
+
+def test_every_rule_of_ours_says_so_and_the_jump_comes_first(host: Lab) -> None:
+    foreign(host)
+    before = set(host.rules().splitlines())
+    host.nfknock("apply")
+    host.nfknock("open", "ssh", CLIENT4)
+    ours = [line for line in host.rules().splitlines() if line not in before and line.startswith("-A")]
+    assert ours
+    assert all('--comment "nfknock' in line for line in ours)
+    for family in ("iptables-legacy", "ip6tables-legacy"):
+        listing = host.bastion.run(family, "-S", "INPUT").stdout.splitlines()
+        assert listing[0] == "-P INPUT DROP"
+        assert listing[1].endswith("-j NFKNOCK")
+
+
+def test_a_rule_that_was_put_on_top_of_ours_goes_below(host: Lab) -> None:
+    host.nfknock("apply")
+    host.bastion.run("iptables-legacy", "-I", "INPUT", "-j", "DROP")
+    assert host.nfknock("apply").stdout == "changed\n"
+    listing = host.bastion.run("iptables-legacy", "-S", "INPUT").stdout.splitlines()
+    assert [line.split()[-1] for line in listing[1:]] == ["NFKNOCK", "DROP"]
+
+
+def test_after_a_flush_apply_mends_and_remove_still_knows_the_first_policy(host: Lab) -> None:
+    host.nfknock("apply")
+    for family in ("iptables-legacy", "ip6tables-legacy"):
+        host.bastion.run(family, "-F")
+    assert host.nfknock("apply").stdout == "changed\n"
+    assert host.nfknock("apply").stdout == "unchanged\n"
+    host.nfknock("remove")
+    assert host.bastion.run("iptables-legacy", "-S", "INPUT").stdout == "-P INPUT ACCEPT\n"
+
+
+def test_no_other_table_comes_to_be(host: Lab) -> None:
+    host.nfknock("apply")
+    host.nfknock("status")
+    assert "*nat" not in host.rules()
+    assert "*mangle" not in host.rules()
+
+
+def test_a_dry_run_prints_the_difference_and_touches_nothing(host: Lab) -> None:
+    foreign(host)
+    before = host.rules()
+    lines = host.nfknock("apply", "--dry-run").stdout.splitlines()
+    assert "- :INPUT ACCEPT" in lines
+    assert "+ :INPUT DROP" in lines
+    assert any(line.startswith("+ -A NFKNOCK_KNOCKS") and "-j NFQUEUE --queue-num 5" in line for line in lines)
+    assert lines[-1] == "changed"
+    assert host.rules() == before
+    host.nfknock("apply")
+    assert host.nfknock("apply", "--dry-run").stdout == "unchanged\n"
+    host.configure(DOOR.replace("8443", "8444"))
+    difference = [line for line in host.nfknock("apply", "--dry-run").stdout.splitlines() if line[0] in "+-"]
+    assert [re.sub("-m comment.*?-j", "-j", line) for line in difference] == [
+        "- -A NFKNOCK -p tcp -m tcp --dport 8443 -j ACCEPT",
+        "+ -A NFKNOCK -p tcp -m tcp --dport 8444 -j ACCEPT",
+    ] * 2
+
+
+def test_what_is_allowed_is_open_and_the_rest_is_not(host: Lab) -> None:
+    for port in (22, 2222, 8443):
+        host.serve(port)
+    host.nfknock("apply")
+    assert host.reaches(BASTION4, 8443)
+    assert host.reaches(BASTION6, 8443)
+    assert host.reaches(BASTION4, 2222, source=STRANGER4)
+    assert not host.reaches(BASTION4, 2222)
+    assert not host.reaches(BASTION4, 22)
+    assert not host.reaches(BASTION6, 22)
+
+
+@pytest.mark.parametrize(("source", "bastion"), [(CLIENT4, BASTION4), (CLIENT6, BASTION6)])
+def test_open_and_close_by_hand(host: Lab, source: str, bastion: str) -> None:
+    host.serve(22)
+    host.nfknock("apply")
+    assert host.nfknock("open", "ssh", source, "--for", "1m").stdout == f"{source}: ssh: opened 22/tcp for 60 s\n"
+    session = host.connect(bastion, 22)
+    assert host.nfknock("close", source).stdout == f"{source}: ssh: closed\n"
+    assert not host.reaches(bastion, 22)
+    assert echo(session) == b"hello\n"
+    again = host.nfknock("close", "ssh", source)
+    assert (again.stdout, again.stderr) == ("", "warning: nothing was open there\n")
+
+
+def test_close_all(host: Lab) -> None:
+    host.nfknock("apply")
+    for source in (CLIENT4, CLIENT6, STRANGER4):
+        host.nfknock("open", "ssh", source, "--for", "0")
+    assert len(json.loads(host.nfknock("status", "--json").stdout)["holes"]) == 3
+    assert len(host.nfknock("close", "--all").stdout.splitlines()) == 3
+    assert json.loads(host.nfknock("status", "--json").stdout)["holes"] == []
+
+
+def test_sessions_that_stood_before_the_first_apply_go_on(host: Lab) -> None:
+    """On a host without rules nothing is tracked: the next packet of an idle session would be a stranger's."""
+    host.serve(22)
+    sessions = [host.connect(address, 22) for address in (BASTION4, BASTION6)]
+    for session in sessions:
+        assert echo(session) == b"hello\n"
+    host.nfknock("apply")
+    for session in sessions:
+        assert echo(session) == b"hello\n"
+    assert not host.reaches(BASTION4, 22)
+
+
+def test_a_session_that_carries_much_goes_on_through_apply_and_remove(host: Lab) -> None:
+    host.serve(22)
+    session = host.connect(BASTION4, 22)
+    session.settimeout(20)
+    block = bytes(1 << 20)
+    for command in ("apply", "remove", "apply"):
+        host.nfknock(command)
+        session.sendall(block[:65536])
+        received = 0
+        while received < 65536:
+            received += len(session.recv(65536))
+
+
+def test_a_hole_closes_by_itself_in_the_kernel(host: Lab) -> None:
+    host.serve(22)
+    host.nfknock("apply")
+    host.nfknock("open", "ssh", CLIENT4, "--for", "2s")
+    assert host.reaches(BASTION4, 22)
+    host.wait_until_shut(BASTION4, 22, within=5)
+    report = json.loads(host.nfknock("status", "--json").stdout)
+    assert report["holes"] == []
+
+
+def test_interfaces_limit_knocks_and_holes(host: Lab) -> None:
+    host.serve(22)
+    host.configure(DOOR.replace("[firewall]", '[firewall]\ninterfaces = ["other0"]'))
+    host.nfknock("apply")
+    host.nfknock("open", "ssh", CLIENT4)
+    assert not host.reaches(BASTION4, 22)
+    host.configure(DOOR.replace("[firewall]", '[firewall]\ninterfaces = ["other0", "b0"]'))
+    host.nfknock("apply")
+    assert host.reaches(BASTION4, 22)
+
+
+def test_a_racing_tool_and_nfknock_lose_nothing(host: Lab) -> None:
+    host.nfknock("apply")
+    code = "for i in $(seq 60); do iptables-legacy -w -I INPUT -p tcp --dport $((i + 100)) -j DROP || exit 1; done"
+    racer = host.bastion.start("sh", "-c", code, stderr=subprocess.PIPE)
+    for number in range(4, 10):
+        host.nfknock("open", "ssh", f"192.0.2.{number}")
+    assert racer.wait(60) == 0
+    assert racer.stderr is not None
+    racer.stderr.close()
+    rules = host.bastion.run("iptables-legacy", "-S").stdout
+    assert rules.count("-A INPUT -p tcp -m tcp --dport") == 60
+    assert rules.count("nfknock hole ssh") == 6
