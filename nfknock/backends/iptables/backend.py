@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 
 from nfknock.backends import Change, FirewallState, tracking
@@ -16,7 +17,7 @@ from nfknock.backends.iptables.layout import FOUND_PREFIX, HOLES, INPUT, KNOCKS,
 from nfknock.backends.xtables import binding
 from nfknock.backends.xtables.binding import Encoded
 from nfknock.backends.xtables.table import FilterTable, NoTableError
-from nfknock.core.model import Family, Hole, IPAddress, family_of
+from nfknock.core.model import Family, Hole, IPAddress, Port, family_of
 from nfknock.core.plan import Plan
 from nfknock.errors import BackendError, NfknockError
 
@@ -39,6 +40,8 @@ class IptablesBackend:
                 # The iptables command loads these modules itself; a host that was just booted has not got them.
                 _load_module(table.family)
                 table.refresh()
+            # Loads every extension that a hole needs: what is missing is found now, and the first knock is not slower.
+            record.entries_of(_example(table.family))
         if "ipv6" not in self._tables:
             return ["IPv6 is switched off in this kernel: IPv4 alone is guarded"]
         return []
@@ -58,8 +61,12 @@ class IptablesBackend:
 
         if dry_run:
             return self._compare(edit)
-        warnings = () if self.state().applied else _keep_sessions()
-        return replace(self._change(edit), warnings=warnings)
+        if self.state().applied:
+            return self._change(edit)
+        _keep_sessions()
+        change = self._change(edit)
+        # Once more, for those that were begun meanwhile: what they lost is sent again.
+        return replace(change, warnings=_keep_sessions())
 
     def remove(self) -> Change:
         return self._change(_take_out)
@@ -132,6 +139,11 @@ def has_ipv6() -> bool:
     except OSError:
         return False
     return True
+
+
+def _example(family: Family) -> Hole:
+    source = ip_address("192.0.2.2" if family == "ipv4" else "2001:db8::2")
+    return Hole(door="example", source=source, ports=(Port(1), Port(1, "udp")), opened_at=0.0, closes_at=1.0)
 
 
 def _bring_to(table: FilterTable, wanted: dict[str, list[Encoded]], jump: Encoded) -> bool:
