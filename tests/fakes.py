@@ -53,6 +53,10 @@ class FakeBackend:
         self._fail()
         return [self._holes.pop(key) for key in set(holes) if key in self._holes]
 
+    def sweep(self) -> list[Hole]:
+        now = self._clock()
+        return self.close([key for key, hole in self._holes.items() if hole.is_expired(now)])
+
     def holes(self) -> list[Hole]:
         self._fail()
         return list(self._holes.values())

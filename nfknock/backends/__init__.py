@@ -60,6 +60,9 @@ class Backend(Protocol):
     def close(self, holes: Iterable[tuple[str, IPAddress]]) -> list[Hole]:
         """Shut these (door, source) pairs; return those that stood. One that is gone is no error."""
 
+    def sweep(self) -> list[Hole]:
+        """Take away the holes whose time is over; return them. The kernel has shut them already."""
+
     def holes(self) -> list[Hole]:
         """Return every hole that stands in the firewall, expired ones that nobody has swept yet included."""
 

@@ -34,6 +34,8 @@ def nfknock(context: click.Context, config: Path | None, verbose: bool) -> None:
     logging.basicConfig(
         format="%(message)s", level=logging.DEBUG if verbose else logging.INFO, stream=sys.stderr, force=True
     )
+    # A log that cannot be written must not stop the daemon, nor print a traceback in its place.
+    logging.raiseExceptions = False
     # The event loop's chatter is not ours.
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     path = config or Path(os.environ.get("NFKNOCK_CONFIG") or DEFAULT_PATH)

@@ -49,15 +49,18 @@ class Firewall:
         self._backend = await self._call(self._make_backend)
         for warning in await self._call(self._backend.probe):
             logs.log.warning(warning)
-        if not (await self._call(self._backend.state)).applied:
-            raise DaemonError("the firewall is not in place; run `nfknock apply` first")
         await self.apply(plan)
         holes = await self._call(self._backend.holes)
         if holes:
-            logs.log.info("adopted %d open holes", len(holes))
+            logs.log.info("adopted %d open %s", len(holes), "hole" if len(holes) == 1 else "holes")
 
     async def apply(self, plan: Plan) -> None:
-        """Bring the firewall to another plan. Raises BackendError."""
+        """Bring the firewall to another plan. Raises BackendError, or DaemonError if it is not in place at all.
+
+        Whoever took it out meant it: it is put back by `nfknock apply`, not by a daemon that reads its file anew.
+        """
+        if not (await self._call(self._backend.state)).applied:
+            raise DaemonError("the firewall is not in place; run `nfknock apply` first")
         if (await self._call(lambda: self._backend.apply(plan))).changed:
             logs.log.info("the firewall was brought up to the configuration")
 
@@ -81,6 +84,8 @@ class Firewall:
             await self._write_closings()
             if time.monotonic() >= self._look_at:
                 await self._sweep()
+        await self._write_openings()
+        await self._write_closings()
         self._thread.shutdown()
 
     def stop(self) -> None:
@@ -121,9 +126,10 @@ class Firewall:
         if not wanted:
             return
         try:
-            await self._shut(wanted)
+            self._note_closed(await self._call(lambda: self._backend.close(wanted)))
         except LockHeldError as exc:
-            self._closing |= wanted
+            # What was opened again meanwhile stays open.
+            self._closing |= wanted - self._opening.keys()
             self._again(str(exc))
         except BackendError as exc:
             for door, source in wanted:
@@ -133,15 +139,10 @@ class Firewall:
         """Take away holes whose time is over and find out when to look again."""
         self._look_at = time.monotonic() + _LOOK_EVERY
         try:
-            holes = await self._call(self._backend.holes)
-            now = self._clock()
-            late = {hole.key for hole in holes if hole.is_expired(now)}
-            if late:
-                await self._shut(late)
+            self._note_closed(await self._call(self._backend.sweep))
+            self._look_again(await self._call(self._backend.holes))
         except BackendError as exc:
             logs.log.warning("sweeping holes: %s", exc)
-        else:
-            self._look_again([hole for hole in holes if hole.key not in late])
 
     def _look_again(self, holes: Iterable[Hole]) -> None:
         """Be there when the first of these ends. Pauses are counted on a clock that nobody sets."""
@@ -149,8 +150,7 @@ class Firewall:
         ends = [hole.closes_at - now for hole in holes if hole.closes_at is not None]
         self._look_at = min(self._look_at, time.monotonic() + max(0.0, min(ends, default=_LOOK_EVERY)))
 
-    async def _shut(self, keys: Collection[Key]) -> None:
-        closed = await self._call(lambda: self._backend.close(keys))
+    def _note_closed(self, closed: Collection[Hole]) -> None:
         now = self._clock()
         for hole in closed:
             logs.log.info(logs.closed(hole, now if hole.closes_at is None else min(now, hole.closes_at)))

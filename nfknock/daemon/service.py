@@ -32,7 +32,7 @@ class Service:
         self._firewall = Firewall(lambda: make_backend(config.backend))
         self._gate = logs.Gate()
         self._started_at = time.time()
-        self._reloads: list[asyncio.Task[None]] = []
+        self._reload_asked = asyncio.Event()
         self._ended: asyncio.Future[None]
 
     async def run(self) -> None:
@@ -41,6 +41,8 @@ class Service:
         self._ended = loop.create_future()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end)
+        # From the first moment on: unhandled it would end us. Until we serve, the file is being read anyway.
+        loop.add_signal_handler(signal.SIGHUP, self._ask_for_reload)
         self._reader.open()
         try:
             await self._firewall.start(self._config.plan)
@@ -51,17 +53,19 @@ class Service:
         self._ended.result()
 
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
-        writing, ticking = loop.create_task(self._firewall.run()), loop.create_task(self._tick())
-        for task in (writing, ticking):
+        writing = loop.create_task(self._firewall.run())
+        waiting = [loop.create_task(self._tick()), loop.create_task(self._reload_when_asked())]
+        for task in (writing, *waiting):
             task.add_done_callback(self._end_with)
-        loop.add_signal_handler(signal.SIGHUP, lambda: self._reloads.append(loop.create_task(self._reload())))
         loop.add_reader(self._reader.fileno(), self._read)
         logs.log.info("ready")
         control.notify("READY=1")
         await asyncio.wait([self._ended])
         control.notify("STOPPING=1")
         loop.remove_reader(self._reader.fileno())
-        ticking.cancel()
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
         self._firewall.stop()
         await asyncio.wait([writing])
 
@@ -114,6 +118,16 @@ class Service:
                 self._do(command, now)
             self._gate.summarise(now)
 
+    def _ask_for_reload(self) -> None:
+        self._reload_asked.set()
+
+    async def _reload_when_asked(self) -> None:
+        """One at a time, however many signals come."""
+        while True:
+            await self._reload_asked.wait()
+            self._reload_asked.clear()
+            await self._reload()
+
     async def _reload(self) -> None:
         """Take up the configuration file anew; if anything is wrong with it, everything stays as it is."""
         control.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
@@ -126,7 +140,6 @@ class Service:
             logs.log.error("the new configuration was refused and the old one stays: %s", exc)
         else:
             logs.log.info("reloaded %s", config.path)
-        self._reloads = [task for task in self._reloads if not task.done()]
         control.notify("READY=1")
 
     async def _take_up(self, config: Config) -> None:

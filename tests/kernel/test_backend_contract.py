@@ -161,6 +161,18 @@ def test_closing_what_is_gone_is_fine(backend: Backend, hole: Hole) -> None:
     assert backend.close([]) == []
 
 
+def test_sweeping_takes_what_is_over_and_nothing_else(backend: Backend, clock: Clock, hole: Hole) -> None:
+    assert backend.sweep() == []
+    backend.apply(PLAN)
+    longer = replace(hole, door="web", closes_at=clock.now + 60)
+    endless = replace(hole, door="vpn", closes_at=None)
+    backend.open([hole, longer, endless])
+    assert backend.sweep() == []
+    clock.now += 30
+    assert backend.sweep() == [hole]
+    assert backend.holes() == [longer, endless]
+
+
 def test_both_families_in_one_go(backend: Backend, hole: Hole) -> None:
     backend.apply(PLAN)
     both = [replace(hole, source=ip_address(source)) for source in SOURCES]

@@ -278,6 +278,28 @@ def test_sighup_refuses_a_broken_file(lab: Lab, broken: str) -> None:
     daemon.wait_for("opened")
 
 
+def test_sighup_does_not_put_back_what_was_removed(lab: Lab) -> None:
+    daemon = ready(lab)
+    lab.nfknock("remove")
+    before = lab.rules()
+    reload(lab, daemon, DOORS.format(timeout="20s"), "the firewall is not in place")
+    assert lab.rules() == before
+
+
+def test_a_storm_of_sighups_ends_with_the_last_file(lab: Lab) -> None:
+    daemon = ready(lab)
+    for number in range(30):
+        lab.configure(DOORS.format(timeout=f"{number + 1}s"))
+        daemon.signal(signal.SIGHUP)
+    daemon.wait_for("reloaded")
+    lab.knock(BASTION4, *KNOCKS)
+    daemon.wait_for("opened 22/tcp for 30 s")
+    daemon.signal(signal.SIGHUP)
+    daemon.signal(signal.SIGTERM)
+    assert daemon.process.wait(10) == 0
+    assert not any("Traceback" in line for line in daemon.lines)
+
+
 def test_sighup_moves_to_another_queue(lab: Lab) -> None:
     daemon = ready(lab)
     reload(lab, daemon, DOORS.format(timeout="30s") + "[reader]\nqueue = 77\n", "reloaded")

@@ -85,14 +85,14 @@ class IptablesBackend:
 
     def close(self, holes: Iterable[tuple[str, IPAddress]]) -> list[Hole]:
         keys = set(holes)
-        closed: dict[Family, list[Hole]] = {}
+        return self._close(lambda hole: hole.key in keys, self._tables_of(source for _door, source in keys))
 
-        def edit(table: FilterTable) -> bool:
-            closed[table.family] = _fill_in(table, keys)
-            return bool(closed[table.family])
-
-        transaction.change(self._tables_of(source for _door, source in keys), edit)
-        return [hole for some in closed.values() for hole in some]
+    def sweep(self) -> list[Hole]:
+        now = self._clock()
+        if not any(hole.is_expired(now) for hole in self.holes()):
+            return []
+        # Looked at again under the lock: what was renewed meanwhile stays.
+        return self._close(lambda hole: hole.is_expired(now), list(self._tables.values()))
 
     def holes(self) -> list[Hole]:
         found: list[Hole] = []
@@ -114,6 +114,16 @@ class IptablesBackend:
         if families - set(self._tables):
             raise BackendError("IPv6 is switched off in this kernel; nothing can be opened for an IPv6 address")
         return [table for family, table in self._tables.items() if family in families]
+
+    def _close(self, is_meant: Callable[[Hole], bool], tables: list[FilterTable]) -> list[Hole]:
+        closed: dict[Family, list[Hole]] = {}
+
+        def edit(table: FilterTable) -> bool:
+            closed[table.family] = _fill_in(table, is_meant)
+            return bool(closed[table.family])
+
+        transaction.change(tables, edit)
+        return [hole for some in closed.values() for hole in some]
 
     def _change(self, edit: transaction.Edit) -> Change:
         return Change(changed=transaction.change(list(self._tables.values()), edit))
@@ -201,11 +211,11 @@ def _dig(table: FilterTable, holes: Iterable[Hole], now: float) -> list[Hole]:
     return list(standing.values())
 
 
-def _fill_in(table: FilterTable, keys: set[tuple[str, IPAddress]]) -> list[Hole]:
-    """Edit a table so that these holes are gone; return those that stood."""
+def _fill_in(table: FilterTable, is_meant: Callable[[Hole], bool]) -> list[Hole]:
+    """Edit a table so that the holes that are meant are gone; return them."""
     if HOLES not in table.chains():
         return []
-    mine = [entry for entry, hole in record.parts(table.entries(HOLES)) if hole.key in keys]
+    mine = [entry for entry, hole in record.parts(table.entries(HOLES)) if is_meant(hole)]
     for entry in mine:
         table.delete(HOLES, entry)
     return record.read_holes(mine)
