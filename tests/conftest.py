@@ -11,8 +11,14 @@ from hypothesis import settings
 
 from tests.lab import Lab, can_make_namespaces, own_namespace
 
-# A machine that is busy for a moment is no failure.
-settings.register_profile("nfknock", deadline=None, derandomize="CI" in os.environ)
+# A machine that is busy for a moment is no failure. `script/test --all` looks much further.
+_LONG = "NFKNOCK_TEST_ALL" in os.environ
+settings.register_profile(
+    "nfknock",
+    deadline=None,
+    derandomize="CI" in os.environ and not _LONG,
+    max_examples=20_000 if _LONG else 200,
+)
 settings.load_profile("nfknock")
 
 

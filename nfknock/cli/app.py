@@ -71,6 +71,9 @@ def _run(arguments: list[str]) -> int:
         # Whoever read our output has seen enough. Python would complain once more when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as exc:
+        where = f"{exc.filename}: " if exc.filename else "writing the output: "
+        return _fail(where + (exc.strerror or str(exc)).lower(), 1)
     except Exception as exc:  # noqa: BLE001  (no traceback for users, whatever it is)
         if "-v" in arguments or "--verbose" in arguments:
             traceback.print_exc()

@@ -24,6 +24,9 @@ def apply(settings: Settings, dry_run: bool, as_json: bool) -> None:
     config = settings.load()
     backend = make_backend(config.backend)
     warnings = backend.probe()
+    if settings.is_verbose and not (dry_run or as_json):
+        for line in backend.apply(config.plan, dry_run=True).difference:
+            click.echo(line)
     change = backend.apply(config.plan, dry_run=dry_run)
     _report(change, as_json=as_json, warnings=warnings)
 

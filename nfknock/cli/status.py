@@ -14,6 +14,8 @@ from nfknock.cli.settings import Settings, pass_settings, warn
 from nfknock.core.model import Hole, IPAddress
 from nfknock.errors import NfknockError
 
+_NARROWEST_TABLE = 76
+
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON (docs/status.schema.json).")
@@ -85,7 +87,6 @@ def _instant(at: float) -> str:
 
 def _print(report: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     console = Console(highlight=False)
@@ -101,14 +102,29 @@ def _print(report: dict[str, Any]) -> None:
     if not report["holes"]:
         console.print("holes     none")
         return
+    if console.width < _NARROWEST_TABLE:
+        for hole in report["holes"]:
+            console.print(f"{hole['door']}  {hole['source']}", soft_wrap=True, markup=False)
+            console.print(
+                f"  {', '.join(hole['open'])}, {_remaining(hole)}, {_sessions_of(hole)} sessions", markup=False
+            )
+        return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("door", "source", "open", "closes in", "sessions", "packets"):
-        table.add_column(
-            heading, justify="right" if heading in ("closes in", "sessions", "packets") else "left", overflow="fold"
-        )
+    table.add_column("door", overflow="fold")
+    # An address is there to be copied: whole, or not at all.
+    table.add_column("source", no_wrap=True)
+    table.add_column("open", overflow="fold")
+    for heading in ("closes in", "sessions", "packets"):
+        table.add_column(heading, justify="right", overflow="fold")
     for hole in report["holes"]:
-        remaining = "never" if hole["remaining"] is None else f"{hole['remaining']:.0f} s"
-        sessions = "?" if hole["sessions"] is None else str(hole["sessions"])
-        words = [hole["door"], hole["source"], ", ".join(hole["open"]), remaining, sessions, str(hole["packets"])]
-        table.add_row(*map(escape, words))
+        words = [hole["door"], hole["source"], ", ".join(hole["open"])]
+        table.add_row(*words, _remaining(hole), _sessions_of(hole), str(hole["packets"]))
     console.print(table)
+
+
+def _remaining(hole: dict[str, Any]) -> str:
+    return "no end" if hole["remaining"] is None else f"{hole['remaining']:.0f} s"
+
+
+def _sessions_of(hole: dict[str, Any]) -> str:
+    return "?" if hole["sessions"] is None else str(hole["sessions"])

@@ -51,13 +51,13 @@ class Gate:
         self._left_out = 0
         self._said_at = 0.0
 
-    def say(self, line: str, now: float) -> None:
-        """Log a line that a stranger can cause."""
+    def say(self, command: Command, now: float) -> None:
+        """Log what a stranger can cause."""
         self._tokens = min(_LINES_AT_ONCE, self._tokens + (now - self._filled_at) * _LINES_A_SECOND)
         self._filled_at = now
         if self._tokens >= 1:
             self._tokens -= 1
-            log.info(line)
+            log.info(describe(command))
         else:
             self._left_out += 1
 

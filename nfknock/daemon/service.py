@@ -100,7 +100,7 @@ class Service:
     def _do(self, command: Command, now: float) -> None:
         match command:
             case StageReached() | SequenceTimeout():
-                self._gate.say(logs.describe(command), now)
+                self._gate.say(command, now)
             case OpenDoor(door=door, source=source):
                 logs.log.info(logs.describe(command))
                 self._firewall.open(self._doors[door], source)

@@ -91,4 +91,4 @@ class Strangers(RuleBasedStateMachine):
 
 
 TestStrangers = Strangers.TestCase
-TestStrangers.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestStrangers.settings = settings(stateful_step_count=60)

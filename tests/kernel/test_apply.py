@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from tests.lab import BASTION4, BASTION6, CLIENT4, CLIENT6, STRANGER4, Lab, echo
+from tests.lab import BASTION4, BASTION6, CLIENT4, CLIENT6, NFKNOCK, STRANGER4, Lab, echo
 
 DOOR = """
 [firewall]
@@ -156,6 +156,27 @@ def test_close_all(host: Lab) -> None:
     assert len(json.loads(host.nfknock("status", "--json").stdout)["holes"]) == 3
     assert len(host.nfknock("close", "--all").stdout.splitlines()) == 3
     assert json.loads(host.nfknock("status", "--json").stdout)["holes"] == []
+
+
+@pytest.mark.parametrize("width", [120, 80, 40, 20])
+def test_an_address_is_whole_in_a_terminal_of_any_width(host: Lab, width: int) -> None:
+    address = "2001:db8:1234:5678:9abc:def0:1234:5678"
+    host.nfknock("apply")
+    host.nfknock("open", "ssh", address, "--for", "0")
+    lines = host.bastion.run("env", f"COLUMNS={width}", *NFKNOCK, "status").stdout.splitlines()
+    assert any(address in line for line in lines)
+
+
+def test_apply_verbose_says_what_it_changes(host: Lab) -> None:
+    lines = host.nfknock("-v", "apply").stdout.splitlines()
+    assert "+ :INPUT DROP" in lines
+    assert lines[-1] == "changed"
+    assert host.nfknock("-v", "apply").stdout == "unchanged\n"
+
+
+def test_output_that_cannot_be_written_is_one_line(host: Lab) -> None:
+    done = host.bastion.run("sh", "-c", f"{NFKNOCK[0]} status --json >/dev/full", check=False)
+    assert (done.returncode, done.stderr) == (1, "nfknock: writing the output: no space left on device\n")
 
 
 def test_sessions_that_stood_before_the_first_apply_go_on(host: Lab) -> None:
