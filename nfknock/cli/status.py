@@ -14,7 +14,8 @@ from nfknock.cli.settings import Settings, pass_settings, warn
 from nfknock.core.model import Hole, IPAddress
 from nfknock.errors import NfknockError
 
-_NARROWEST_TABLE = 76
+_HEADINGS = ("door", "source", "open", "closes", "sessions", "packets")
+_TEXT_COLUMNS = 3
 
 
 @click.command()
@@ -102,29 +103,24 @@ def _print(report: dict[str, Any]) -> None:
     if not report["holes"]:
         console.print("holes     none")
         return
-    if console.width < _NARROWEST_TABLE:
-        for hole in report["holes"]:
-            console.print(f"{hole['door']}  {hole['source']}", soft_wrap=True, markup=False)
-            console.print(
-                f"  {', '.join(hole['open'])}, {_remaining(hole)}, {_sessions_of(hole)} sessions", markup=False
-            )
+    rows = [_words(hole) for hole in report["holes"]]
+    widths = [max(map(len, column)) for column in zip(_HEADINGS, *rows, strict=True)]
+    if sum(widths) + 2 * (len(widths) - 1) > console.width:
+        # An address is there to be copied: whole, or there is no table.
+        for door, source, ports, remaining, sessions, packets in rows:
+            console.print(f"{door}  {source}", soft_wrap=True, markup=False)
+            console.print(f"  {ports}; closes {remaining}; sessions {sessions}; packets {packets}", markup=False)
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("door", overflow="fold")
-    # An address is there to be copied: whole, or not at all.
-    table.add_column("source", no_wrap=True)
-    table.add_column("open", overflow="fold")
-    for heading in ("closes in", "sessions", "packets"):
-        table.add_column(heading, justify="right", overflow="fold")
-    for hole in report["holes"]:
-        words = [hole["door"], hole["source"], ", ".join(hole["open"])]
-        table.add_row(*words, _remaining(hole), _sessions_of(hole), str(hole["packets"]))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for index, heading in enumerate(_HEADINGS):
+        table.add_column(heading, justify="left" if index < _TEXT_COLUMNS else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
 
 
-def _remaining(hole: dict[str, Any]) -> str:
-    return "no end" if hole["remaining"] is None else f"{hole['remaining']:.0f} s"
-
-
-def _sessions_of(hole: dict[str, Any]) -> str:
-    return "?" if hole["sessions"] is None else str(hole["sessions"])
+def _words(hole: dict[str, Any]) -> tuple[str, ...]:
+    """Return what the table has of a hole, in the order of its headings."""
+    remaining = "never" if hole["remaining"] is None else f"in {hole['remaining']:.0f} s"
+    sessions = "?" if hole["sessions"] is None else str(hole["sessions"])
+    return hole["door"], hole["source"], ", ".join(hole["open"]), remaining, sessions, str(hole["packets"])
