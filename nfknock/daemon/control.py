@@ -66,8 +66,11 @@ async def answering(describe: Callable[[], dict[str, Any]]) -> AsyncIterator[Non
 
     path = _path("sock")
     path.unlink(missing_ok=True)
-    server = await asyncio.start_unix_server(answer, path)
+    listener = socket.socket(socket.AF_UNIX)
+    with _short(path) as address:
+        listener.bind(address)
     path.chmod(0o600)
+    server = await asyncio.start_unix_server(answer, sock=listener)
     try:
         yield
     finally:
@@ -75,13 +78,23 @@ async def answering(describe: Callable[[], dict[str, Any]]) -> AsyncIterator[Non
         path.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def _short(path: Path) -> Iterator[str]:
+    """Name a socket by its directory's descriptor: an address has room for 107 bytes, a path may be longer."""
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{directory}/{path.name}"
+    finally:
+        os.close(directory)
+
+
 def ask_daemon() -> dict[str, Any] | None:
     """Return the running daemon's counters, None if there is no daemon here. Raises DaemonError if it is silent."""
     path = _path("sock")
     try:
-        with socket.socket(socket.AF_UNIX) as connection:
+        with socket.socket(socket.AF_UNIX) as connection, _short(path) as address:
             connection.settimeout(_ANSWER_TIMEOUT)
-            connection.connect(str(path))
+            connection.connect(address)
             with connection.makefile("rb") as stream:
                 return dict(json.loads(stream.readline(_LONGEST_ANSWER)))
     except (FileNotFoundError, ConnectionRefusedError):

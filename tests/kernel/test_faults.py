@@ -129,6 +129,20 @@ def test_a_second_daemon(host: Lab) -> None:
     assert line == f"nfknock: a daemon runs here already: process {daemon.process.pid}; stop it first"
 
 
+def test_a_runtime_directory_with_a_long_name(host: Lab) -> None:
+    """The address of a Unix socket has room for 107 bytes only."""
+    host.bastion.environment["NFKNOCK_RUNTIME_DIR"] = str(host.directory / ("long" * 40))
+    host.nfknock("apply")
+    host.daemon()
+    assert '"running": true' in host.nfknock("status", "--json").stdout
+
+
+def test_a_runtime_directory_that_cannot_be_made(host: Lab) -> None:
+    host.bastion.environment["NFKNOCK_RUNTIME_DIR"] = "/proc/nfknock"
+    host.nfknock("apply")
+    assert "creating /proc/nfknock/daemon-" in fails(host, *NFKNOCK, "run")
+
+
 def test_a_daemon_in_another_namespace_is_another_one(host: Lab) -> None:
     host.nfknock("apply")
     host.daemon()

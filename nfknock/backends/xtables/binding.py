@@ -19,6 +19,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -92,9 +93,12 @@ def _load() -> ModuleType:
     finder.find_library = find
     try:
         os.environ.setdefault("XTABLES_LIBDIR", str(_extension_directory()))
-        utilities = _preload("iptc.util")
-        utilities.load_kernel = lambda *_args, **_options: None
-        return importlib.import_module("iptc")
+        with warnings.catch_warnings():
+            # Newer Pythons complain of its escape sequences when they compile it; an operator can do nothing about it.
+            warnings.simplefilter("ignore")
+            utilities = _preload("iptc.util")
+            utilities.load_kernel = lambda *_args, **_options: None
+            return importlib.import_module("iptc")
     finally:
         finder.find_library = original
 
