@@ -27,6 +27,10 @@ class LockHeldError(BackendError):
     """Another program holds the xtables lock; trying again later may work."""
 
 
+class TrackingError(NfknockError):
+    """Connection tracking cannot be read or told."""
+
+
 class ReaderError(NfknockError):
     """Packets cannot be read from where the configuration says."""
 

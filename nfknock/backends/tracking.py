@@ -10,13 +10,14 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
 from nfknock.core.model import Hole, IPAddress, Port, Protocol, as_source
-from nfknock.errors import BackendError, MissingDependencyError
+from nfknock.errors import MissingDependencyError, TrackingError
 
 # linux/netfilter/nf_conntrack_common.h, nf_conntrack_tcp.h
 _SEEN_REPLY, _ASSURED, _CONFIRMED = 1 << 1, 1 << 2, 1 << 3
@@ -58,7 +59,7 @@ def standing_sessions() -> Iterator[Session]:
 
 
 def adopt_sessions(sessions: Iterable[Session]) -> int:
-    """Tell connection tracking of sessions that it does not know; return of how many. Raises BackendError."""
+    """Tell connection tracking of sessions that it does not know; return of how many. Raises TrackingError."""
     sessions = tuple(sessions)
     known = 0
     for family in (socket.AF_INET, socket.AF_INET6):
@@ -70,14 +71,17 @@ def adopt_sessions(sessions: Iterable[Session]) -> int:
 
 
 def count_sessions(holes: Sequence[Hole]) -> dict[tuple[str, IPAddress], int]:
-    """Return how many tracked sessions each hole's source has on the ports that it opens. Raises BackendError."""
+    """Return how many tracked sessions each hole's source has on the ports that it opens. Raises TrackingError."""
     counts = {hole.key: 0 for hole in holes}
-    ports = {hole.key: hole.ports for hole in holes}
+    owners: dict[tuple[IPAddress, Port], list[tuple[str, IPAddress]]] = {}
+    for hole in holes:
+        for port in hole.ports:
+            owners.setdefault((hole.source, port), []).append(hole.key)
     for family in {_FAMILIES[hole.source.version] for hole in holes}:
         with _conntrack(family) as conntrack:
-            for source, port in _flows(conntrack):
-                for door, address in counts:
-                    counts[door, address] += address == source and port in ports[door, address]
+            for flow in _flows(conntrack):
+                for key in owners.get(flow, ()):
+                    counts[key] += 1
     return counts
 
 
@@ -125,19 +129,25 @@ def _adopt(conntrack: Any, family: int, session: Session) -> bool:
     except NetlinkError as exc:
         if exc.code == errno.EEXIST:
             return False
-        raise BackendError(f"telling connection tracking of the session with {session.remote}: {exc}") from exc
+        raise
     return True
 
 
-def _conntrack(family: int) -> Any:
+@contextmanager
+def _conntrack(family: int) -> Iterator[Any]:
+    """Talk to connection tracking; whatever goes wrong there is a TrackingError."""
     try:
         from pyroute2 import NFCTSocket
+        from pyroute2.netlink.exceptions import NetlinkError
     except ImportError:
         raise MissingDependencyError("pyroute2") from None
     try:
-        return NFCTSocket(nfgen_family=family)
+        with NFCTSocket(nfgen_family=family) as conntrack:
+            yield conntrack
+    except NetlinkError as exc:
+        raise TrackingError(f"asking connection tracking: {exc}") from exc
     except OSError as exc:
-        raise BackendError(f"reaching connection tracking: {(exc.strerror or str(exc)).lower()}") from exc
+        raise TrackingError(f"reaching connection tracking: {(exc.strerror or str(exc)).lower()}") from exc
 
 
 def _endpoint(text: str) -> tuple[IPAddress, int]:

@@ -48,7 +48,16 @@ for _command in (init, check, apply, run, status, open_, close, remove, knock):
 
 def main() -> None:
     """Run the program and exit."""
+    _open_standard_streams()
     sys.exit(_run(sys.argv[1:]))
+
+
+def _open_standard_streams() -> None:
+    """Put /dev/null where a standard stream is closed; else the next file or socket would take its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # The lowest number that is free, which is the one that is missing.
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  (it stays open)
 
 
 def _run(arguments: list[str]) -> int:

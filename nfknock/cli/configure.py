@@ -37,8 +37,10 @@ def init(settings: Settings, output: Path | None, name: str, opens: tuple[str, .
     else:
         _write_secret(path, text)
     knocks = " ".join(str(port.number) if port.protocol == "tcp" else f"{port.number}:udp" for port in sequence)
-    click.echo(f"wrote {path}; to open the door {name}, run on the client:", err=True)
-    click.echo(f"nfknock knock {socket.gethostname()} {knocks}", err=str(path) == "-")
+    is_stdout = str(path) == "-"
+    wrote = "" if is_stdout else f"wrote {path}; "
+    click.echo(f"{wrote}to open the door {name}, run on the client:", err=True)
+    click.echo(f"nfknock knock {socket.gethostname()} {knocks}", err=is_stdout)
 
 
 def _write_secret(path: Path, text: str) -> None:

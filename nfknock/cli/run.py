@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import click
 
 from nfknock.cli.settings import Settings, pass_settings
@@ -11,6 +13,8 @@ from nfknock.cli.settings import Settings, pass_settings
 @pass_settings
 def run(settings: Settings) -> None:
     """Listen for knocks, in the foreground, until SIGTERM. SIGHUP reads the configuration anew."""
+    # First of all: a reload that is asked for too early must not end us.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # Only here: everything else works where there is no netfilter.
     from nfknock.daemon.service import serve
 

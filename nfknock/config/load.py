@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import resources
-from ipaddress import ip_network
+from ipaddress import IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, TypeVar
 
 from nfknock.config import sections
 from nfknock.config.durations import parse_duration
-from nfknock.core.model import BARE_SYN, Door, Port, Rule, TcpFlags, as_source
+from nfknock.core.model import BARE_SYN, Door, IPNetwork, Port, Rule, TcpFlags, as_source
 from nfknock.core.plan import Plan, knock_ports
 from nfknock.errors import ConfigError
 
@@ -21,6 +24,9 @@ DEFAULT_PATH = Path("/etc/nfknock/nfknock.toml")
 _LONGEST_SEQ_TIMEOUT = 3600.0
 # Kernel expiry is written as a date, and iptables reads dates up to 2037.
 _LONGEST_OPEN_TIMEOUT = 366 * 86400.0
+
+_LARGEST_FILE = 1 << 20
+_MAPPED = IPv6Network("::ffff:0:0/96")
 
 _Value = TypeVar("_Value")
 
@@ -52,13 +58,13 @@ def load(path: Path) -> Config:
     try:
         return _config(path, raw)
     except ValueError as exc:
-        raise ConfigError(f"{path}: {exc}") from exc
+        # A key or a value may have a line break in it.
+        raise ConfigError(" ".join(f"{path}: {exc}".split())) from exc
 
 
 def _read_toml(path: Path, what: str) -> dict[str, Any]:
     try:
-        text = path.read_bytes().decode()
-        return tomllib.loads(text)
+        return tomllib.loads(_read(path).decode())
     except FileNotFoundError:
         mend = "; `nfknock init` writes one" if what == "configuration" else ""
         raise ConfigError(f"there is no {what} file {path}{mend}") from None
@@ -67,8 +73,26 @@ def _read_toml(path: Path, what: str) -> dict[str, Any]:
     except UnicodeDecodeError as exc:
         line = exc.object.count(b"\n", 0, exc.start) + 1
         raise ConfigError(f"{path}: line {line} is not UTF-8 text") from exc
-    except tomllib.TOMLDecodeError as exc:
+    except RecursionError as exc:
+        raise ConfigError(f"{path}: not valid TOML: nested too deeply") from exc
+    except ValueError as exc:  # a TOMLDecodeError, or int() about a number of very many digits
         raise ConfigError(f"{path}: not valid TOML: {str(exc)[:1].lower()}{str(exc)[1:]}") from exc
+
+
+def _read(path: Path) -> bytes:
+    """Read a file of reasonable size. Raises OSError; a pipe or a device would hold up a daemon that reads anew."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        if status.st_size > _LARGEST_FILE:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        return os.read(descriptor, _LARGEST_FILE)
+    finally:
+        os.close(descriptor)
 
 
 def _config(path: Path, raw: dict[str, Any]) -> Config:
@@ -82,7 +106,8 @@ def _config(path: Path, raw: dict[str, Any]) -> Config:
     doors = _doors(raw.get("doors"))
     allowed, open_to_all = _allowed(firewall.allow)
     plan = Plan(
-        baseline=read_baseline(Path(firewall.rules) if firewall.rules else None),
+        # Beside the configuration, wherever nfknock is started from.
+        baseline=read_baseline(path.parent / firewall.rules if firewall.rules else None),
         allowed=allowed,
         knock_ports=knock_ports(doors),
         queue=reader.queue,
@@ -138,7 +163,7 @@ def _allowed(entries: Iterable[str | int | sections.Allow]) -> tuple[tuple[Rule,
         path = f"firewall.allow[{index}]"
         source = None
         if isinstance(entry, sections.Allow):
-            source = _at(f"{path}.from", ip_network, entry.source)
+            source = _at(f"{path}.from", _network, entry.source)
             port = _at(f"{path}.open", Port.parse, entry.open)
         else:
             port = _at(path, Port.parse, entry)
@@ -179,7 +204,7 @@ def _baseline_rule(path: str, raw: Any) -> Rule:
             interface=_at(f"{path}.interface", _interface, section.interface) if section.interface else None,
             states=tuple(section.state),
             protocol=section.protocol,
-            source=_at(f"{path}.from", ip_network, section.source) if section.source else None,
+            source=_at(f"{path}.from", _network, section.source) if section.source else None,
             source_port=section.source_port,
             ports=tuple(section.ports),
             icmp_type=section.icmp_type,
@@ -201,8 +226,16 @@ def _timeout(path: str, value: str | float, shortest: float, longest: float, *, 
     return seconds
 
 
+def _network(text: str) -> IPNetwork:
+    network = ip_network(text)
+    if isinstance(network, IPv6Network) and network.prefixlen >= _MAPPED.prefixlen and network.subnet_of(_MAPPED):
+        # An IPv4 address that is written as IPv6; no packet ever bears it so.
+        return ip_network((network.network_address.packed[-4:], network.prefixlen - _MAPPED.prefixlen))
+    return network
+
+
 def _interface(name: str) -> str:
-    if not 1 <= len(name.encode()) <= 15 or any(c.isspace() or c in '/!"' for c in name):
+    if not 1 <= len(name.encode()) <= 15 or not name.isprintable() or any(c in ' /:!"' for c in name):
         raise ValueError(f"{name!r} is not the name of an interface")
     return name
 

@@ -68,8 +68,8 @@ class BaselineRule(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 _Section = TypeVar("_Section", bound=msgspec.Struct)
-_AT = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<where>.*)`)?$")
-_UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>.*)`")
+_AT = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<where>.*)`)?$", re.DOTALL)
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<key>.*)`")
 _ENUM = re.compile(r"Invalid enum value (?P<value>.*)")
 

@@ -30,7 +30,7 @@ def render(name: str, sequence: Sequence[Port], opens: Sequence[Port]) -> str:
     """Return the text of a commented configuration file with this one door."""
     template = (resources.files("nfknock.rules") / "template.toml").read_text(encoding="utf-8")
     return (
-        template.replace("@NAME@", name)
+        template.replace("@NAME@", f'"{name}"' if "." in name else name)
         .replace("@SEQUENCE@", json.dumps([str(port) for port in sequence]))
         .replace("@OPEN@", json.dumps([str(port) for port in opens]))
     )

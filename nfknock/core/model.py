@@ -69,7 +69,8 @@ class Port:
         bare = "/" not in str(text) and ":" not in str(text)
         if not (number.isascii() and number.isdigit()) or not (bare or protocol in PROTOCOL_NUMBERS):
             raise ValueError(f'{text!r} is not a port; write 7101, "7101/tcp" or "7101/udp"')
-        return cls(int(number), "udp" if protocol == "udp" else "tcp")
+        # No port has more digits, and Python refuses to read very many.
+        return cls(int(number[:6]), "udp" if protocol == "udp" else "tcp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,9 @@ class Door:
             raise ValueError(f"a sequence has at most {LONGEST_SEQUENCE} knocks")
         if not self.opens:
             raise ValueError("a door needs something to open")
+        shorter = min(len(self.sequence), len(self.close_sequence))
+        if shorter and self.sequence[-shorter:] == self.close_sequence[-shorter:]:
+            raise ValueError("close_sequence and sequence end alike: the last knock would open the door and shut it")
 
     @property
     def knock_ports(self) -> frozenset[Port]:

@@ -2,10 +2,10 @@
 
 How to think about it. A door has one or two *tracks*, the sequence that opens it and the one that closes it. For each
 source that is in progress there is, per track, a short list of *attempts*, each a stage and the moment of its first
-knock. Attempts of one source are interchangeable: behind one address two people may knock at the same door, and
-nothing tells whose knock it was. So a knock moves exactly one attempt, the youngest of those that wait for it: two
-people interleaved make two attempts and two openings, and someone who gave up half-way (an old attempt, about to run
-out) never costs the next one anything.
+knock. Behind one address two people may knock at the same door, and nothing tells whose knock it was, so attempts at
+one stage are interchangeable. Of those that wait for a knock it moves one from each stage, the youngest: two people
+interleaved make two attempts and two openings, a sequence that repeats a port never loses its way, and whoever gave up
+half-way (an old attempt, about to run out) never costs the next one anything.
 
 Illegal input leaves the state as it was; time only comes in as `now` (seconds, monotonic). Memory is bounded: a cap on
 sources, on attempts a source may have at a track, and on packets remembered. Sources stand in tiers by the furthest
@@ -24,9 +24,11 @@ from nfknock.core.model import Door, IPAddress, Port
 from nfknock.core.packet import TCP, Packet
 from nfknock.core.sources import is_possible_source
 
+# Together these bound what strangers can make us remember.
 MOST_SOURCES = 32_768
-MOST_ATTEMPTS = 8
-MOST_REMEMBERED = 32
+MOST_ATTEMPTS = 6
+# Packets that were taken, beyond those that the longest sequence needs.
+MOST_SPARE_ECHOES = 5
 # A TCP client repeats its SYN for about two minutes (Linux: tcp_syn_retries 6, 127 s). Such an echo of a knock that
 # was counted must be nothing even when its attempt is long over.
 ECHO_TIMEOUT = 130.0
@@ -140,6 +142,7 @@ class Tracker:
         self._starts: dict[int, list[int]] = {}
         self._harmless: frozenset[int] = frozenset()
         self._unswept: list[bytes] = []
+        self._most_echoes = MOST_SPARE_ECHOES
         self.replace_doors(doors, allowed)
 
     def __len__(self) -> int:
@@ -155,6 +158,7 @@ class Tracker:
         old = {track.identity: index for index, track in enumerate(self._tracks)}
         self._tracks = [_Track(door, door.sequence, OpenDoor) for door in doors]
         self._tracks += [_Track(door, door.close_sequence, CloseDoor) for door in doors if door.close_sequence]
+        self._most_echoes = MOST_SPARE_ECHOES + max((track.length for track in self._tracks), default=0)
         self._starts = {}
         for index, track in enumerate(self._tracks):
             self._starts.setdefault(track.first, []).append(index)
@@ -203,14 +207,13 @@ class Tracker:
         heard_at = source.heard.get(echo)
         if heard_at is not None and now - heard_at <= ECHO_TIMEOUT:
             return commands
+        concerned = {*source.attempts, *self._starts.get(packet.code, ())}
         took = [
-            self._step(index, packet, source, now, commands)
-            for index in {*source.attempts, *self._starts.get(packet.code, ())}
-            if self._tracks[index].hears(packet)
+            self._step(index, packet, source, now, commands) for index in concerned if self._tracks[index].hears(packet)
         ]
         if any(took):
             self.counters.knocks += 1
-        elif packet.code not in self._harmless:
+        elif (took or not concerned) and packet.code not in self._harmless:
             self.counters.strays += 1
         if took:
             self._remember(source, echo, now)
@@ -223,14 +226,13 @@ class Tracker:
         track, code = self._tracks[index], packet.code
         attempts = source.attempts.setdefault(index, [])
         reached = 0
-        waiting = [attempt for attempt in attempts if track.codes[attempt.stage] == code]
-        if waiting:
-            # The youngest: attempts are interchangeable, and this one has the most time left.
-            youngest = max(waiting, key=lambda attempt: attempt.started_at)
-            youngest.stage += 1
-            reached = youngest.stage
-            if reached == track.length:
-                attempts.remove(youngest)
+        # Attempts stand in the order of their first knocks, so that of each stage the last, the youngest, is kept here.
+        waiting = {attempt.stage: attempt for attempt in attempts if track.codes[attempt.stage] == code}
+        for attempt in waiting.values():
+            attempt.stage += 1
+            reached = max(reached, attempt.stage)
+            if attempt.stage == track.length:
+                attempts.remove(attempt)
         if code == track.first:
             reached = max(reached, 1)
             if track.length > 1:
@@ -251,7 +253,7 @@ class Tracker:
     def _start(attempts: list[_Attempt], now: float) -> None:
         if len(attempts) >= MOST_ATTEMPTS:
             # Never one that is further on; of those that are equally far the oldest.
-            attempts.remove(min(attempts, key=lambda attempt: (attempt.stage, attempt.started_at)))
+            attempts.remove(min(attempts, key=lambda attempt: attempt.stage))
         attempts.append(_Attempt(1, now))
 
     def _drop_all_late(self, address: bytes, source: _Source, now: float, commands: list[Command]) -> None:
@@ -264,9 +266,8 @@ class Tracker:
                     commands.append(SequenceTimeout(track.door.name, ip_address(address), attempt.stage))
         self._forget_finished(source)
 
-    @staticmethod
-    def _remember(source: _Source, echo: int, now: float) -> None:
-        if len(source.heard) >= MOST_REMEMBERED:
+    def _remember(self, source: _Source, echo: int, now: float) -> None:
+        if len(source.heard) >= self._most_echoes:
             del source.heard[next(iter(source.heard))]
         source.heard[echo] = now
 

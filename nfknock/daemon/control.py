@@ -38,17 +38,19 @@ def sole_daemon() -> Iterator[None]:
     path = _path("lock")
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        file = path.open("a+")
+        path.chmod(0o600)
     except OSError as exc:
         raise DaemonError(
             f"creating {path}: {(exc.strerror or str(exc)).lower()}; run this as root, or set NFKNOCK_RUNTIME_DIR"
         ) from exc
-    with os.fdopen(descriptor, "r+") as file:
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            file.seek(0)
             raise DaemonError(f"a daemon runs here already: process {file.read().strip()}; stop it first") from None
-        file.truncate()
+        file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
         yield
@@ -99,7 +101,7 @@ def ask_daemon() -> dict[str, Any] | None:
                 return dict(json.loads(stream.readline(_LONGEST_ANSWER)))
     except (FileNotFoundError, ConnectionRefusedError):
         return None
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, TypeError) as exc:
         raise DaemonError(f"asking the daemon at {path}: {exc}") from exc
 
 

@@ -23,6 +23,8 @@ from nfknock.errors import BackendError, DaemonError, LockHeldError
 _LOOK_EVERY = 5.0
 # A knock that could not be carried out for so long is no longer what somebody is waiting for.
 _PATIENCE = 30.0
+# A closing is tried until it is done.
+_RETRY_AFTER = 1.0
 
 Key = tuple[str, IPAddress]
 _Result = TypeVar("_Result")
@@ -77,7 +79,7 @@ class Firewall:
         self._wake.set()
 
     async def run(self) -> None:
-        """Write what is asked for and sweep, until `stop`; then write what is left."""
+        """Write what is asked for and sweep, until `stop`; then write what is left, once."""
         while not self._is_stopping:
             await self._pause()
             await self._write_openings()
@@ -87,6 +89,8 @@ class Firewall:
         await self._write_openings()
         await self._write_closings()
         self._thread.shutdown()
+        for door, source in self._closing:
+            logs.log.error("%s: %s: still open; run: nfknock close %s %s", source, door, door, source)
 
     def stop(self) -> None:
         """Let `run` end."""
@@ -108,9 +112,12 @@ class Firewall:
         try:
             standing = await self._call(lambda: self._backend.open(holes))
         except LockHeldError as exc:
-            waiting = {key: asked for key, asked in wanted.items() if now - asked[1] < _PATIENCE}
+            # What was shut again meanwhile stays shut.
+            waiting = {
+                key: asked for key, asked in wanted.items() if key not in self._closing and now - asked[1] < _PATIENCE
+            }
             self._opening = {**waiting, **self._opening}
-            self._again(str(exc))
+            self._try_again(str(exc))
         except BackendError as exc:
             for hole in holes:
                 logs.log.error("%s: %s: not opened: %s", hole.source, hole.door, exc)
@@ -127,13 +134,10 @@ class Firewall:
             return
         try:
             self._note_closed(await self._call(lambda: self._backend.close(wanted)))
-        except LockHeldError as exc:
+        except BackendError as exc:
             # What was opened again meanwhile stays open.
             self._closing |= wanted - self._opening.keys()
-            self._again(str(exc))
-        except BackendError as exc:
-            for door, source in wanted:
-                logs.log.error("%s: %s: not closed: %s", source, door, exc)
+            self._try_again(str(exc))
 
     async def _sweep(self) -> None:
         """Take away holes whose time is over and find out when to look again."""
@@ -156,9 +160,9 @@ class Firewall:
             logs.log.info(logs.closed(hole, now if hole.closes_at is None else min(now, hole.closes_at)))
         self.closed += len(closed)
 
-    def _again(self, why: str) -> None:
-        logs.log.warning("%s; trying again", why)
-        self._wake.set()
+    def _try_again(self, why: str) -> None:
+        logs.log.warning("%s%s", why, "" if self._is_stopping else "; trying again")
+        self._look_at = min(self._look_at, time.monotonic() + _RETRY_AFTER)
 
     async def _call(self, function: Callable[[], _Result]) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)

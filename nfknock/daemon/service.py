@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,6 +69,9 @@ class Service:
         await asyncio.wait(waiting)
         self._firewall.stop()
         await asyncio.wait([writing])
+        # The loop would give SIGHUP back its default, which is to end us before we have ended.
+        loop.remove_signal_handler(signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def describe(self) -> dict[str, Any]:
         """Return the `daemon` part of `status --json`."""
@@ -138,33 +142,35 @@ class Service:
             await self._take_up(config)
         except NfknockError as exc:
             logs.log.error("the new configuration was refused and the old one stays: %s", exc)
+        except Exception as exc:  # noqa: BLE001  (whatever it is: a daemon that ends guards nothing)
+            logs.log.error("the new configuration was refused and the old one stays: %s: %s", type(exc).__name__, exc)
         else:
             logs.log.info("reloaded %s", config.path)
         control.notify("READY=1")
 
     async def _take_up(self, config: Config) -> None:
-        new, old = config.plan, self._config.plan
-        reader = make_reader(config.reader, new)
-        if new.queue != old.queue:
+        reader = self._reader
+        if config.plan.queue != self._config.plan.queue:
+            reader = make_reader(config.reader, config.plan)
             reader.open()
         try:
-            await self._firewall.apply(new)
+            await self._firewall.apply(config.plan)
         except NfknockError:
-            reader.close()
+            if reader is not self._reader:
+                reader.close()
             raise
-        if (new.queue, new.answer) != (old.queue, old.answer):
-            self._exchange_reader(reader, is_open=new.queue != old.queue)
+        if reader is not self._reader:
+            self._exchange_reader(reader)
+        reader.answer = config.plan.answer
         self._config = config
         self._doors = {door.name: door for door in config.doors}
         self._tracker.replace_doors(config.doors, config.allowed_ports)
 
-    def _exchange_reader(self, reader: Reader, *, is_open: bool) -> None:
+    def _exchange_reader(self, reader: Reader) -> None:
         loop = asyncio.get_running_loop()
         loop.remove_reader(self._reader.fileno())
         self._reader.close()
         self._reader = reader
-        if not is_open:
-            reader.open()
         loop.add_reader(reader.fileno(), self._read)
 
     def _end_with(self, task: asyncio.Task[None]) -> None:
@@ -183,5 +189,5 @@ class Service:
 def serve(path: Path) -> None:
     """Run the daemon until it is told to stop. Raises NfknockError."""
     config = load(path)
-    with control.sole_daemon():
+    with control.sole_daemon(), logs.written_aside(sys.stderr):
         asyncio.run(Service(config).run())

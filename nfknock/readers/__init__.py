@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from nfknock.core.packet import Packet
-from nfknock.core.plan import Plan
+from nfknock.core.plan import Answer, Plan
 
 
 @dataclass(slots=True)
@@ -24,6 +24,8 @@ class Reader(Protocol):
     """A source of packets that an event loop can wait for. Every method raises ReaderError."""
 
     counters: ReaderCounters
+    answer: Answer
+    """What becomes of a packet; may be changed at any time."""
 
     def open(self) -> None:
         """Start to receive. Refuses what another program receives from already."""

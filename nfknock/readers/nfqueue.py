@@ -31,8 +31,8 @@ class NfqueueReader:
 
     def __init__(self, queue: int, answer: Answer = "drop") -> None:
         self.counters = ReaderCounters()
+        self.answer: Answer = answer
         self._number = queue
-        self._rejects = answer == "reject"
         self._queue: Any = None
         self._socket: _BoundedSocket | None = None
         self._packets: list[Packet] = []
@@ -92,7 +92,8 @@ class NfqueueReader:
                 self._packets.append(parsed)
         finally:
             # Even if the above raised: a packet without a verdict stays in the queue for ever.
-            if self._rejects:
+            # A marked packet has been here already: the rule that rejects it is gone, and it would go round for ever.
+            if self.answer == "reject" and packet.get_mark() != REJECT_MARK:
                 packet.set_mark(REJECT_MARK)
                 packet.repeat()
             else:

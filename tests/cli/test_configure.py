@@ -45,6 +45,19 @@ def test_init_for_another_service(tmp_path: Path) -> None:
     assert 'open = ["80/tcp", "443/udp"]' in text
 
 
+def test_init_with_a_dot_in_the_name(tmp_path: Path) -> None:
+    path = tmp_path / "nfknock.toml"
+    assert run("init", "--output", str(path), "--door", "ssh.x-y").returncode == 0
+    assert run("check", "--strict", str(path)).returncode == 0
+
+
+@pytest.mark.parametrize("closing", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_error(tmp_path: Path, closing: str) -> None:
+    done = subprocess.run(["sh", "-c", f"{NFKNOCK[0]} init --output {tmp_path}/x.toml {closing}"], capture_output=True)
+    assert done.returncode == 0
+    assert (tmp_path / "x.toml").read_text().startswith("# nfknock")
+
+
 def test_init_to_stdout_prints_the_file_and_nothing_else() -> None:
     done = run("init", "--output", "-")
     assert done.stdout.startswith("# nfknock:")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -97,6 +98,15 @@ def test_every_key(tmp_path: Path) -> None:
         (DOOR.replace('"9307"', ",".join(["1"] * 32)), "doors.ssh: a sequence has at most 32 knocks"),
         (DOOR.replace("ssh", '"two words"'), "doors.two words: a door's name is one word"),
         (DOOR + 'seq_timeout = "soon"', "doors.ssh.seq_timeout: 'soon' is not a duration; write 30"),
+        (DOOR.replace("9307", "1" * 5000), "doors.ssh.sequence[2]: port 111111 is out of range"),
+        (DOOR + "seq_timeout = " + "1" * 5000, "not valid TOML: exceeds the limit"),
+        ("a = " + "[" * 5000, "not valid TOML: nested too deeply"),
+        ('"a\\nb" = 1', "unknown key; known are firewall, reader, doors"),
+        (DOOR + '"a\\nb" = 1', "unknown key; known are sequence, open"),
+        (DOOR + 'close_sequence = ["8203/udp", "9307"]', "doors.ssh: close_sequence and sequence end alike"),
+        (DOOR + 'close_sequence = ["1", "7101", "8203/udp", "9307"]', "close_sequence and sequence end alike"),
+        (DOOR + '[firewall]\ninterfaces = ["a\\u0000b"]', "is not the name of an interface"),
+        (DOOR + '[firewall]\nrules = "a\\u0000b"', "embedded null byte"),
         (DOOR + "seq_timeout = 0", "doors.ssh.seq_timeout: 0 s is out of range (0.1 s to 3600 s)"),
         (DOOR + "seq_timeout = -1", "doors.ssh.seq_timeout: -1 is not a duration"),
         (DOOR + "seq_timeout = nan", "doors.ssh.seq_timeout: nan is not a duration"),
@@ -136,6 +146,21 @@ def test_no_file(tmp_path: Path) -> None:
         load(tmp_path / "missing.toml")
 
 
+def test_what_is_no_file_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/zero")):
+        with pytest.raises(ConfigError, match=r"cannot be read: not a regular file"):
+            load(path)
+    (tmp_path / "large").write_bytes(bytes(2 << 20))
+    with pytest.raises(ConfigError, match=r"cannot be read: file too large"):
+        load(tmp_path / "large")
+
+
+def test_an_ipv4_address_that_is_written_as_ipv6_is_ipv4(tmp_path: Path) -> None:
+    config = read(tmp_path, DOOR + '[firewall]\nallow = [{ open = 22, from = "::ffff:192.0.2.7" }]')
+    assert config.plan.allowed[0].source == ip_network("192.0.2.7")
+
+
 def test_a_directory(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read: is a directory"):
         load(tmp_path)
@@ -144,7 +169,7 @@ def test_a_directory(tmp_path: Path) -> None:
 def test_crlf_and_a_rules_file_of_ones_own(tmp_path: Path) -> None:
     rules = tmp_path / "rules.toml"
     rules.write_text('[[rule]]\ncomment = "loopback"\ninterface = "lo"\n')
-    text = f'[firewall]\nrules = "{rules}"\n{DOOR}'.replace("\n", "\r\n")
+    text = f'[firewall]\nrules = "{rules.name}"\n{DOOR}'.replace("\n", "\r\n")
     assert [rule.comment for rule in read(tmp_path, text).plan.baseline] == ["loopback"]
 
 

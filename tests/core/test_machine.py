@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from nfknock.core.model import Door, Port
-from nfknock.core.tracker import MOST_ATTEMPTS, MOST_REMEMBERED
+from nfknock.core.tracker import MOST_ATTEMPTS, MOST_SPARE_ECHOES
 from tests.core.story import ACK, SYN, Story, door
 
 DOORS = (
@@ -71,7 +71,7 @@ class Strangers(RuleBasedStateMachine):
         assert len(tracker) <= MOST_SOURCES
         assert sum(map(len, tracker._tiers.values())) == len(tracker)
         for source in tracker._sources.values():
-            assert len(source.heard) <= MOST_REMEMBERED
+            assert len(source.heard) <= MOST_SPARE_ECHOES + 3
             for index, attempts in source.attempts.items():
                 assert len(attempts) <= MOST_ATTEMPTS
                 assert all(1 <= attempt.stage < tracker._tracks[index].length for attempt in attempts)
@@ -92,3 +92,14 @@ class Strangers(RuleBasedStateMachine):
 
 TestStrangers = Strangers.TestCase
 TestStrangers.settings = settings(stateful_step_count=60)
+
+
+@given(
+    sequence=st.lists(st.sampled_from(["1", "2", "3/udp"]), min_size=1, max_size=8),
+    before=st.lists(st.sampled_from(["1", "2", "3/udp", "4"]), max_size=8),
+)
+def test_the_whole_sequence_always_opens_whatever_came_before(sequence: list[str], before: list[str]) -> None:
+    """Also where ports repeat, so that a knock may be a first one, a next one, or both."""
+    story = Story(door("ssh", *sequence)).knock(*before)
+    story.opened.clear()
+    assert story.knock(*sequence).opened

@@ -96,6 +96,25 @@ def test_two_people_interleaved_in_any_order_both_get_in(order: str) -> None:
     assert len(story.opened) == 2
 
 
+@pytest.mark.parametrize("sequence", ["1 1 1", "1 2 1 2 3", "7 7 7 8", "1 2 1 2"])
+def test_a_sequence_that_repeats_ports_opens(sequence: str) -> None:
+    ports = sequence.split()
+    assert Story(door("ssh", *ports)).knock(*ports).opened == [(ALICE, "ssh")]
+
+
+def test_an_ack_is_neither_knock_nor_stray() -> None:
+    story = Story(door()).knock("7000").knock("8000", flags=ACK)
+    assert (story.tracker.counters.knocks, story.tracker.counters.strays) == (1, 0)
+
+
+def test_a_crowd_that_sends_much_is_remembered_within_bounds() -> None:
+    story = Story(door(), most_sources=10)
+    for _ in range(100):
+        for source in _crowd(10):
+            story.knock("7000", source=source)
+    assert all(len(source.heard) <= 8 for source in story.tracker._sources.values())
+
+
 def test_who_gave_up_half_way_costs_the_next_one_nothing() -> None:
     story = Story(door(seq_timeout=5))
     story.at(0).knock("7000")

@@ -98,6 +98,72 @@ def test_after_a_flush_apply_mends_and_remove_still_knows_the_first_policy(host:
     assert host.bastion.run("iptables-legacy", "-S", "INPUT").stdout == "-P INPUT ACCEPT\n"
 
 
+def test_a_ban_in_front_of_the_jump_does_not_put_the_firewall_out_of_place(host: Lab) -> None:
+    """fail2ban puts its rules on top whenever it starts; the daemon must start and knocks must work all the same."""
+    host.serve(22)
+    host.nfknock("apply")
+    host.bastion.run("iptables-legacy", "-I", "INPUT", "-s", STRANGER4, "-j", "DROP")
+    assert json.loads(host.nfknock("status", "--json").stdout)["firewall"]["applied"]
+    host.nfknock("open", "ssh", CLIENT4)
+    assert host.reaches(BASTION4, 22)
+    host.daemon()
+
+
+def test_nothing_is_opened_behind_a_jump_that_is_gone(host: Lab) -> None:
+    host.nfknock("apply")
+    host.bastion.run("iptables-legacy", "-F", "INPUT")
+    done = host.nfknock("open", "ssh", CLIENT4, check=False)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "nfknock: the firewall is not in place; run `nfknock apply` first\n",
+    )
+
+
+def test_chains_that_only_sound_like_ours_stay(host: Lab) -> None:
+    for chain in ("NFKNOCK_mine", "NFKNOCK_FOUND_mine"):
+        host.bastion.run("iptables-legacy", "-N", chain)
+        host.bastion.run("iptables-legacy", "-A", chain, "-j", "ACCEPT")
+        host.bastion.run("iptables-legacy", "-A", "FORWARD", "-j", chain)
+    host.bastion.run("ip6tables-legacy", "-S")
+    before = host.rules()
+    host.nfknock("apply")
+    host.nfknock("remove")
+    assert host.rules() == before
+
+
+def test_a_foreign_rule_that_jumps_to_our_chains_is_named(host: Lab) -> None:
+    host.nfknock("apply")
+    host.bastion.run("iptables-legacy", "-A", "FORWARD", "-j", "NFKNOCK_HOLES")
+    before = host.rules()
+    done = host.nfknock("remove", check=False)
+    assert done.returncode == 1
+    assert "a rule that is not nfknock's jumps there; find it with `iptables-legacy -S`" in done.stderr
+    assert host.rules() == before
+    host.bastion.run("iptables-legacy", "-D", "FORWARD", "-j", "NFKNOCK_HOLES")
+    host.nfknock("remove")
+
+
+def test_a_chain_whose_name_is_no_utf8_disturbs_nothing(host: Lab) -> None:
+    host.bastion.run("sh", "-c", "iptables-legacy -N $(printf 'caf\\351')")
+    host.nfknock("apply")
+    host.nfknock("open", "ssh", CLIENT4)
+    assert json.loads(host.nfknock("status", "--json").stdout)["firewall"]["applied"]
+    host.nfknock("remove")
+
+
+def test_remove_never_leaves_a_host_shut_off_without_a_word(host: Lab) -> None:
+    """Without its record, or where DROP with no rule is what was found."""
+    host.nfknock("apply")
+    host.bastion.run("iptables-legacy", "-X", "NFKNOCK_FOUND_ACCEPT")
+    done = host.nfknock("remove")
+    assert "nothing tells which policy INPUT had; it is ACCEPT now" in done.stderr
+    assert host.bastion.run("iptables-legacy", "-S", "INPUT").stdout == "-P INPUT ACCEPT\n"
+    host.bastion.run("iptables-legacy", "-P", "INPUT", "DROP")
+    assert "INPUT had policy DROP and no rule; `nfknock remove` will restore just that" in host.nfknock("apply").stderr
+    assert "has policy DROP and no rule again, as it was found" in host.nfknock("remove").stderr
+    assert host.bastion.run("iptables-legacy", "-S", "INPUT").stdout == "-P INPUT DROP\n"
+
+
 def test_no_other_table_comes_to_be(host: Lab) -> None:
     host.nfknock("apply")
     host.nfknock("status")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 import shutil
 import signal
 import socket
 import time
 from pathlib import Path
+from typing import IO
 
 import jsonschema
 import pytest
@@ -312,10 +316,7 @@ def test_sighup_moves_to_another_queue(lab: Lab) -> None:
 
 def test_a_hole_waits_for_the_lock(lab: Lab) -> None:
     daemon = ready(lab)
-    with (lab.directory / "xtables.lock").open("w") as file:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with _hold_lock(lab):
         lab.knock(BASTION4, *KNOCKS)
         daemon.wait_for("trying again", within=20)
         assert not lab.reaches(BASTION4, 22)
@@ -324,6 +325,91 @@ def test_a_hole_waits_for_the_lock(lab: Lab) -> None:
         assert time.monotonic() - began_at < 5
     daemon.wait_for("opened")
     assert lab.reaches(BASTION4, 22)
+
+
+def _hold_lock(lab: Lab) -> IO[str]:
+    file = (lab.directory / "xtables.lock").open("w")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def test_the_last_word_counts_when_the_lock_was_held(lab: Lab) -> None:
+    """Knocked open and then shut while nothing can be written: it stays shut."""
+    daemon = ready(lab, "0")
+    with _hold_lock(lab):
+        lab.knock(BASTION4, *KNOCKS)
+        daemon.wait_for("OPEN SESAME")
+        lab.knock(BASTION4, *reversed(KNOCKS))
+        daemon.wait_for("CLOSE SESAME")
+        daemon.wait_for("trying again", count=2, within=20)
+    lab.knock(BASTION6, *KNOCKS)
+    daemon.wait_for(f"{CLIENT6}: ssh: opened")
+    assert not lab.reaches(BASTION4, 22)
+
+
+def test_a_closing_that_fails_is_tried_until_it_is_done(lab: Lab) -> None:
+    daemon = ready(lab, "0")
+    lab.knock(BASTION4, *KNOCKS)
+    daemon.wait_for("opened")
+    lock = lab.directory / "xtables.lock"
+    lock.unlink()
+    lock.mkdir()
+    lab.knock(BASTION4, *reversed(KNOCKS))
+    daemon.wait_for("trying again")
+    lock.rmdir()
+    daemon.wait_for("closed after")
+    assert not lab.reaches(BASTION4, 22)
+
+
+def test_a_closing_that_could_not_be_done_is_said_at_the_end(lab: Lab) -> None:
+    daemon = ready(lab, "0")
+    lab.knock(BASTION4, *KNOCKS)
+    daemon.wait_for("opened")
+    with _hold_lock(lab):
+        lab.knock(BASTION4, *reversed(KNOCKS))
+        daemon.wait_for("CLOSE SESAME")
+        daemon.signal(signal.SIGTERM)
+        daemon.process.wait(30)
+    daemon.wait_for(f"{CLIENT4}: ssh: still open; run: nfknock close ssh {CLIENT4}")
+
+
+def test_a_knock_does_not_go_round_when_its_rule_is_gone(lab: Lab) -> None:
+    """The firewall says drop already, the daemon still says reject: repeating would never end."""
+    daemon = ready(lab, more='[reader]\nanswer = "reject"\n')
+    lab.configure(DOORS.format(timeout="30s"))
+    lab.nfknock("apply")
+    lab.knock(BASTION4, KNOCKS[0])
+    daemon.wait_for("Stage 1")
+    lab.knock(BASTION4, *KNOCKS[1:])
+    daemon.wait_for("opened")
+    listing = lab.bastion.run("iptables-legacy", "-xnvL", "NFKNOCK_KNOCKS").stdout.splitlines()
+    assert sum(int(line.split()[0]) for line in listing if "NFQUEUE" in line) < 10
+
+
+def test_a_log_that_nobody_reads_holds_nothing_up(lab: Lab) -> None:
+    lab.serve(22)
+    lab.configure(DOORS.format(timeout="30s"))
+    lab.nfknock("apply")
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    process = lab.bastion.start(*NFKNOCK, "run", stderr=writing)
+    try:
+        wait_until(lambda: os.read(reading, 100) != b"", "the daemon")
+        os.set_blocking(writing, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writing, b"x" * 512)
+        os.set_blocking(writing, True)
+        lab.knock(BASTION4, *KNOCKS)
+        wait_until(lambda: lab.reaches(BASTION4, 22), "the hole")
+        assert isinstance(status(lab)["daemon"], dict)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(reading)
+        os.close(writing)
 
 
 def test_timers_go_on_under_a_flood(lab: Lab) -> None:

@@ -13,13 +13,14 @@ from pathlib import Path
 
 from nfknock.backends import Change, FirewallState, tracking
 from nfknock.backends.iptables import layout, record, transaction
-from nfknock.backends.iptables.layout import FOUND_PREFIX, HOLES, INPUT, KNOCKS, MAIN, is_own
+from nfknock.backends.iptables.layout import FOUND, HOLES, INPUT, KNOCKS, MAIN, is_own
+from nfknock.backends.tracking import Session
 from nfknock.backends.xtables import binding
 from nfknock.backends.xtables.binding import Encoded
 from nfknock.backends.xtables.table import FilterTable, NoTableError
 from nfknock.core.model import Family, Hole, IPAddress, Port, family_of
 from nfknock.core.plan import Plan
-from nfknock.errors import BackendError, NfknockError
+from nfknock.errors import BackendError, TrackingError
 
 
 class IptablesBackend:
@@ -63,13 +64,22 @@ class IptablesBackend:
             return self._compare(edit)
         if self.state().applied:
             return self._change(edit)
-        _keep_sessions()
+        known, first = _adopt(frozenset())
         change = self._change(edit)
         # Once more, for those that were begun meanwhile: what they lost is sent again.
-        return replace(change, warnings=_keep_sessions())
+        _known, second = _adopt(known)
+        return replace(change, warnings=(*(first or second), *self._bleak()))
 
     def remove(self) -> Change:
-        return self._change(_take_out)
+        warnings: dict[Family, str] = {}
+
+        def edit(table: FilterTable) -> bool:
+            changed, warning = _take_out(table)
+            warnings[table.family] = warning
+            return changed
+
+        change = self._change(edit)
+        return replace(change, warnings=tuple(filter(None, warnings.values())))
 
     def open(self, holes: Iterable[Hole]) -> list[Hole]:
         wanted = tuple(holes)
@@ -108,6 +118,14 @@ class IptablesBackend:
             table.refresh()
             policy[family] = table.policy(INPUT)
         return FirewallState(applied=all(map(_stands, self._tables.values())), policy=policy)
+
+    def _bleak(self) -> tuple[str, ...]:
+        """Warn of what `remove` will put back, where that shuts the host off."""
+        return tuple(
+            f"{family}: INPUT had policy DROP and no rule; `nfknock remove` will restore just that"
+            for family, table in self._tables.items()
+            if FOUND["DROP"] in table.chains() and _is_bare(table)
+        )
 
     def _tables_of(self, sources: Iterable[IPAddress]) -> list[FilterTable]:
         families = {family_of(source) for source in sources}
@@ -159,10 +177,9 @@ def _example(family: Family) -> Hole:
 def _bring_to(table: FilterTable, wanted: dict[str, list[Encoded]], jump: Encoded) -> bool:
     """Edit a table so that it holds our part; False if it did already."""
     chains = table.chains()
-    found = [name for name in chains if name.startswith(FOUND_PREFIX)]
     new = [name for name in (MAIN, HOLES, KNOCKS) if name not in chains]
-    if not found:
-        new.append(FOUND_PREFIX + table.policy(INPUT))
+    if not set(FOUND.values()) & set(chains):
+        new.append(FOUND[table.policy(INPUT)])
     for chain in new:
         table.create_chain(chain)
     outdated = [chain for chain, rules in wanted.items() if not table.holds(chain, rules)]
@@ -178,37 +195,55 @@ def _bring_to(table: FilterTable, wanted: dict[str, list[Encoded]], jump: Encode
     return bool(new or outdated or misplaced or is_open)
 
 
-def _take_out(table: FilterTable) -> bool:
-    """Edit a table so that nothing of ours is left; False if nothing was there."""
+def _take_out(table: FilterTable) -> tuple[bool, str]:
+    """Edit a table so that nothing of ours is left; say whether there was anything, and what to warn of."""
     own = [name for name in table.chains() if is_own(name)]
     if not own:
-        return False
-    for chain in own:
-        if chain.startswith(FOUND_PREFIX):
-            table.set_policy(INPUT, chain.removeprefix(FOUND_PREFIX))
+        return False, ""
+    warning = _restore_policy(table, [policy for policy, chain in FOUND.items() if chain in own])
     table.set_jumps(INPUT, MAIN, ())
     for chain in own:
         table.fill(chain, ())
     for chain in own:
         table.delete_chain(chain)
-    return True
+    return True, warning
+
+
+def _restore_policy(table: FilterTable, found: list[str]) -> str:
+    """Give INPUT its policy back; return a warning where it is not known, or shuts the host off."""
+    if len(found) == 1:
+        table.set_policy(INPUT, found[0])
+        if found == ["DROP"] and _is_bare(table):
+            return f"{table.family}: INPUT has policy DROP and no rule again, as it was found: nothing new comes in"
+        return ""
+    if _is_bare(table):
+        # Nothing says what it was. DROP without a rule would lock everybody out, and there is no rule to be undone.
+        table.set_policy(INPUT, "ACCEPT")
+        return f"{table.family}: nothing tells which policy INPUT had; it is ACCEPT now, since no rule is there"
+    return f"{table.family}: nothing tells which policy INPUT had; it stays {table.policy(INPUT)}"
+
+
+def _is_bare(table: FilterTable) -> bool:
+    """Whether INPUT has no rule but ours."""
+    return all(entry.jump == MAIN for entry in table.entries(INPUT))
 
 
 def _dig(table: FilterTable, holes: Iterable[Hole], now: float) -> list[Hole]:
     """Edit a table so that these holes are open; return them as they then stand."""
-    if HOLES not in table.chains():
+    if not _stands(table):
         raise BackendError("the firewall is not in place; run `nfknock apply` first")
-    standing: dict[tuple[str, IPAddress], Hole] = {}
-    for hole in holes:
-        entries = [entry for entry in table.entries(HOLES) if entry.source == hole.source]
-        same = [(entry, part) for entry, part in record.parts(entries) if part.key == hole.key]
-        for entry, _part in same:
-            table.delete(HOLES, entry)
-        older = record.read_holes(entry for entry, part in same if not part.is_expired(now))
-        standing[hole.key] = hole.renewed(older[0]) if older else hole
-        for entry in record.entries_of(standing[hole.key]):
+    wanted = {hole.key: hole for hole in holes}
+    sources = {hole.source.packed for hole in wanted.values()}
+    near = [entry for entry in table.entries(HOLES) if entry.packed_source in sources]
+    same = [(entry, part) for entry, part in record.parts(near) if part.key in wanted]
+    for entry, _part in same:
+        table.delete(HOLES, entry)
+    for older in record.read_holes(entry for entry, part in same if not part.is_expired(now)):
+        wanted[older.key] = wanted[older.key].renewed(older)
+    for hole in wanted.values():
+        for entry in record.entries_of(hole):
             table.append(HOLES, entry)
-    return list(standing.values())
+    return list(wanted.values())
 
 
 def _fill_in(table: FilterTable, is_meant: Callable[[Hole], bool]) -> list[Hole]:
@@ -222,11 +257,12 @@ def _fill_in(table: FilterTable, is_meant: Callable[[Hole], bool]) -> list[Hole]
 
 
 def _stands(table: FilterTable) -> bool:
-    """Whether packets come to our chains first, and to a closed door last."""
-    entries = table.entries(INPUT)
+    """Whether packets come to our chains, and to a closed door last.
+
+    Another rule may stand in front of our jump: fail2ban puts its own there whenever it starts.
+    """
     return (
-        bool(entries)
-        and entries[0].jump == MAIN
+        any(entry.jump == MAIN for entry in table.entries(INPUT))
         and table.policy(INPUT) == "DROP"
         and {MAIN, HOLES, KNOCKS} <= set(table.chains())
         and any(entry.jump == KNOCKS for entry in table.entries(MAIN))
@@ -240,13 +276,14 @@ def _saved(table: FilterTable) -> list[str]:
     return heads + [line for chain in (INPUT, *chains) for line in table.describe(chain)]
 
 
-def _keep_sessions() -> tuple[str, ...]:
-    """Let sessions live on that stood before there was anything to track them; return warnings."""
+def _adopt(known: frozenset[Session]) -> tuple[frozenset[Session], tuple[str, ...]]:
+    """Let sessions live on that stand, but for those that are known; return them all, and warnings."""
+    standing = frozenset(tracking.standing_sessions())
     try:
-        tracking.adopt_sessions(tracking.standing_sessions())
-    except NfknockError as exc:
-        return (f"sessions that stand already may be cut: {exc}",)
-    return ()
+        tracking.adopt_sessions(standing - known)
+    except TrackingError as exc:
+        return standing, (f"sessions that stand already may be cut: {exc}",)
+    return standing, ()
 
 
 def _load_module(family: Family) -> None:

@@ -19,17 +19,19 @@ HOLES = "NFKNOCK_HOLES"
 KNOCKS = "NFKNOCK_KNOCKS"
 # An empty chain whose name keeps the policy that INPUT had before us. A rule's comment would be gone after `-F`, and
 # then the next `apply` would take our own DROP for the host's, and `remove` would lock everybody out.
-FOUND_PREFIX = "NFKNOCK_FOUND_"
+FOUND = {policy: f"NFKNOCK_FOUND_{policy}" for policy in ("ACCEPT", "DROP")}
 
 # The multiport extension's limit.
 _PORTS_A_RULE = 15
+
+_OWN = frozenset((MAIN, HOLES, KNOCKS, *FOUND.values()))
 
 JUMP = Spec(jump=MAIN, matches=(("comment", (("comment", "nfknock: holes and knocks"),)),))
 
 
 def is_own(chain: str) -> bool:
-    """Whether a chain is ours by its name."""
-    return chain == MAIN or chain.startswith("NFKNOCK_")
+    """Whether a chain is ours by its name; what else begins with NFKNOCK is somebody's own."""
+    return chain in _OWN
 
 
 def chains(plan: Plan, family: Family) -> dict[str, list[Spec]]:

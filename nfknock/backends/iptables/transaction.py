@@ -34,7 +34,7 @@ def _once(tables: Sequence[FilterTable], edit: Edit) -> bool:
     with xtables_lock():
         for table in tables:
             table.refresh()
-        before = {table.family: table.snapshot(is_own, INPUT, MAIN) for table in tables} if len(tables) > 1 else {}
+        before = {table.family: table.snapshot(is_own, INPUT, MAIN) for table in tables}
         edited = [table for table in tables if edit(table)]
         written: list[FilterTable] = []
         with _rolled_back(written, before):
@@ -54,16 +54,18 @@ def _rolled_back(written: list[FilterTable], before: dict[Family, Snapshot]) -> 
         yield
     except BaseException:
         for table in written:
-            if table.family in before:
-                table.restore(before[table.family], is_own, INPUT, MAIN)
-                table.commit()
+            table.restore(before[table.family], is_own, INPUT, MAIN)
+            table.commit()
         raise
 
 
 def _heads(table: FilterTable) -> dict[str, list[tuple[str, bytes]]]:
-    """What is compared before and after: of each rule in our chains and INPUT its jump and its header."""
-    return {
-        chain: [(entry.jump, entry.head) for entry in table.entries(chain)]
-        for chain in table.chains()
-        if is_own(chain) or chain == INPUT
+    """What is compared before and after: of our rules, and our jumps in INPUT, where they go and their heads.
+
+    Not the host's own rules: a tool that takes no lock may have changed them in between, which is its business.
+    """
+    own = {
+        chain: [(entry.jump, entry.head) for entry in table.entries(chain)] for chain in table.chains() if is_own(chain)
     }
+    own[INPUT] = [(entry.jump, entry.head) for entry in table.entries(INPUT) if entry.jump == MAIN]
+    return own

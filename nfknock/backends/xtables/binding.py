@@ -226,9 +226,19 @@ def _encode(family: Family, spec: Spec) -> Encoded:
 def _set_interface(family: Family, rule: Any, name: str) -> None:
     header = rule.entry.ip if family == "ipv4" else rule.entry.ipv6
     # The end of the name is compared too, unless it is a "+" that stands for any end.
-    length = len(name) - 1 if name.endswith("+") else len(name) + 1
-    header.iniface = name.removesuffix("+").encode()
-    header.iniface_mask = b"\xff" * length
+    stem = name.removesuffix("+").encode()
+    header.iniface = stem
+    header.iniface_mask = b"\xff" * (len(stem) + (not name.endswith("+")))
+
+
+def chain_names(table: Any) -> list[str]:
+    """Return the names of a table's chains; the library's own list fails at one that is not UTF-8."""
+    names: list[str] = []
+    name = table._iptc.iptc_first_chain(table._handle)
+    while name:
+        names.append(name.decode(errors="surrogateescape"))
+        name = table._iptc.iptc_next_chain(table._handle)
+    return names
 
 
 def describe(chain: str, entry: Entry, *, is_extension: bool) -> str:

@@ -51,9 +51,14 @@ class Entry:
         return self.raw[: _LAYOUTS[self.family].protocol_at + 4]
 
     @property
+    def packed_source(self) -> bytes:
+        """The source address as bytes, without its mask."""
+        return self.raw[: _LAYOUTS[self.family].address_size]
+
+    @property
     def source(self) -> IPAddress:
         """The source address, without its mask."""
-        return ip_address(self.raw[: _LAYOUTS[self.family].address_size])
+        return ip_address(self.packed_source)
 
     @property
     def protocol(self) -> Protocol | None:

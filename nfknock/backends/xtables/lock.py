@@ -28,7 +28,7 @@ def xtables_lock(timeout: float = LOCK_TIMEOUT) -> Iterator[None]:
     """
     path = lock_path()
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT, 0o600)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NONBLOCK, 0o600)
     except OSError as exc:
         raise BackendError(f"opening the xtables lock {path}: {(exc.strerror or str(exc)).lower()}") from exc
     try:

@@ -47,9 +47,12 @@ class FilterTable:
     def __init__(self, family: Family) -> None:
         self.family = family
         self._table: Any = None
+        # Reading a rule costs some microseconds; with thousands of them, reading twice what did not change is felt.
+        self._known: dict[str, list[Entry]] = {}
 
     def refresh(self) -> None:
         """Read the table anew and forget edits. Raises NoTableError if the kernel has none."""
+        self._known.clear()
         library = binding.iptc()
         kind = library.Table if self.family == "ipv4" else library.Table6
         try:
@@ -68,7 +71,7 @@ class FilterTable:
 
     def chains(self) -> list[str]:
         """Return the names of all chains."""
-        return [chain.name for chain in self._table.chains]
+        return binding.chain_names(self._table)
 
     def policy(self, chain: str) -> str:
         """Return a built-in chain's policy, ACCEPT or DROP."""
@@ -77,10 +80,12 @@ class FilterTable:
 
     def entries(self, chain: str) -> list[Entry]:
         """Return a chain's rules, edits included."""
-        return [
-            Entry(self.family, ctypes.string_at(ctypes.addressof(raw), raw.next_offset), self._jump(raw))
-            for raw in self._raw_entries(chain)
-        ]
+        if chain not in self._known:
+            self._known[chain] = [
+                Entry(self.family, ctypes.string_at(ctypes.addressof(raw), raw.next_offset), self._jump(raw))
+                for raw in self._raw_entries(chain)
+            ]
+        return list(self._known[chain])
 
     def describe(self, chain: str) -> list[str]:
         """Return a chain's rules in iptables-save notation. Redirects file descriptor 1 meanwhile."""
@@ -93,7 +98,7 @@ class FilterTable:
 
     def delete_chain(self, chain: str) -> None:
         """Delete an own chain with what it holds; nothing may jump to it any more."""
-        with self._explained(f"deleting the chain {chain} from"):
+        with self._explained(f"deleting the chain {chain} from", chain):
             self._table.flush_entries(chain)
             self._table.delete_chain(chain)
 
@@ -103,23 +108,23 @@ class FilterTable:
 
     def fill(self, chain: str, entries: Iterable[Entry]) -> None:
         """Make a chain hold exactly these rules."""
-        with self._explained(f"filling the chain {chain} of"):
+        with self._explained(f"filling the chain {chain} of", chain):
             self._table.flush_entries(chain)
         for entry in entries:
             self.append(chain, entry)
 
     def append(self, chain: str, entry: Entry) -> None:
-        with self._explained(f"adding a rule to {chain} in"):
+        with self._explained(f"adding a rule to {chain} in", chain):
             self._table.append_entry(chain, _buffer(entry))
 
     def insert(self, chain: str, entry: Entry, position: int = 0) -> None:
-        with self._explained(f"inserting a rule into {chain} of"):
+        with self._explained(f"inserting a rule into {chain} of", chain):
             self._table.insert_entry(chain, _buffer(entry), position)
 
     def delete(self, chain: str, entry: Entry) -> None:
         """Delete the first rule that equals this one in every byte that the kernel compares."""
         mask = (ctypes.c_ubyte * len(entry.raw))(*b"\xff" * len(entry.raw))
-        with self._explained(f"deleting a rule from {chain} of"):
+        with self._explained(f"deleting a rule from {chain} of", chain):
             self._table.delete_entry(chain, _buffer(entry), mask)
 
     def set_jumps(self, chain: str, target: str, jumps: Iterable[tuple[int, Entry]]) -> None:
@@ -167,9 +172,10 @@ class FilterTable:
             raw = self._table.next_rule(raw)
 
     def _jump(self, raw: Any) -> str:
-        return (self._table.get_target(raw) or b"").decode()
+        return (self._table.get_target(raw) or b"").decode(errors="surrogateescape")
 
-    def _explained(self, what: str) -> _Explained:
+    def _explained(self, what: str, edited: str = "") -> _Explained:
+        self._known.pop(edited, None)
         return _Explained(f"{what} the {self.family} filter table")
 
     def _reading_error(self, exc: Exception) -> BackendError:
@@ -199,6 +205,8 @@ class _Explained:
             reason = _reason(exc)
             if "resource temporarily unavailable" in reason:
                 raise TableChangedError(f"{self._what}: another program changed it meanwhile") from exc
+            if "too many links" in reason:
+                reason = "a rule that is not nfknock's jumps there; find it with `iptables-legacy -S`, and delete it"
             raise BackendError(f"{self._what}: {reason}") from exc
 
 
