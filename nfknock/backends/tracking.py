@@ -95,8 +95,16 @@ def _flows(conntrack: Any) -> Iterator[tuple[IPAddress, Port]]:
         source = addresses.get_attr("CTA_IP_V4_SRC") or addresses.get_attr("CTA_IP_V6_SRC")
         protocol = _PROTOCOL_NAMES.get(transport.get_attr("CTA_PROTO_NUM"))
         number = transport.get_attr("CTA_PROTO_DST_PORT")
+        if protocol == "tcp" and _tcp_state(entry) != _TCP_ESTABLISHED:
+            continue  # closed already, and remembered for a while
         if protocol and number:
             yield as_source(source), Port(number, protocol)
+
+
+def _tcp_state(entry: Any) -> int | None:
+    info = entry.get_attr("CTA_PROTOINFO")
+    tcp = info and info.get_attr("CTA_PROTOINFO_TCP")
+    return tcp.get_attr("CTA_PROTOINFO_TCP_STATE") if tcp else None
 
 
 def _adopt(conntrack: Any, family: int, session: Session) -> bool:

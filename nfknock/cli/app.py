@@ -77,16 +77,21 @@ def _run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         return _fail("interrupted", 1)
     except BrokenPipeError:
-        # Whoever read our output has seen enough. Python would complain once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        _abandon_output()
+        return 1  # whoever read our output has seen enough
     except OSError as exc:
+        _abandon_output()
         where = f"{exc.filename}: " if exc.filename else "writing the output: "
         return _fail(where + (exc.strerror or str(exc)).lower(), 1)
     except Exception as exc:  # noqa: BLE001  (no traceback for users, whatever it is)
         if "-v" in arguments or "--verbose" in arguments:
             traceback.print_exc()
         return _fail(f"this should not happen: {type(exc).__name__}: {exc} (nfknock -v shows where)", 1)
+
+
+def _abandon_output() -> None:
+    """Let go of what could not be written to stdout: Python would try again, and complain, when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> int:

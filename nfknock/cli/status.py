@@ -97,7 +97,7 @@ def _print(report: dict[str, Any]) -> None:
     console.print(f"firewall  {place} ({firewall['backend']}; INPUT policy {policy})")
     if daemon["running"]:
         counts = ", ".join(f"{daemon[key]} {key}" for key in ("knocks", "strays", "opened", "closed", "lost"))
-        console.print(f"daemon    runs as process {daemon['pid']} ({counts})")
+        console.print(f"daemon    process {daemon['pid']}: {counts}")
     else:
         console.print("daemon    [red]does not run[/]: knocks are dropped; start it with `nfknock run`")
     if not report["holes"]:

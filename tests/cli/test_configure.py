@@ -112,6 +112,13 @@ def test_help_and_version() -> None:
     assert "Usage:" in alone.stderr
 
 
+def test_a_full_disk_is_one_line() -> None:
+    done = subprocess.run(["sh", "-c", f"{NFKNOCK[0]} init --output - >/dev/full"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "nfknock: writing the output: no space left on device"
+    assert len(done.stderr.splitlines()) <= 3
+
+
 def test_a_reader_who_has_seen_enough_is_no_error() -> None:
     """`nfknock init --output - | head -1` says nothing about a broken pipe."""
     command = f"{NFKNOCK[0]} init --output - 2>/dev/null | true"

@@ -29,6 +29,8 @@ class IptablesBackend:
     name = "iptables"
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        # First of all, so that what is missing is said before anything else is found wrong.
+        binding.iptc()
         self._clock = clock
         families: tuple[Family, ...] = ("ipv4", "ipv6") if has_ipv6() else ("ipv4",)
         self._tables = {family: FilterTable(family) for family in families}

@@ -225,10 +225,10 @@ def _encode(family: Family, spec: Spec) -> Encoded:
 
 def _set_interface(family: Family, rule: Any, name: str) -> None:
     header = rule.entry.ip if family == "ipv4" else rule.entry.ipv6
-    # The end of the name is compared too, unless it is a "+" that stands for any end.
-    stem = name.removesuffix("+").encode()
-    header.iniface = stem
-    header.iniface_mask = b"\xff" * (len(stem) + (not name.endswith("+")))
+    # The end of the name is compared too, unless it is a "+" that stands for any end. That "+" stays in the name, as
+    # iptables has it: since 1.8.11 it lists what stands there.
+    header.iniface = name.encode()
+    header.iniface_mask = b"\xff" * (len(name.encode()) + (-1 if name.endswith("+") else 1))
 
 
 def chain_names(table: Any) -> list[str]:
