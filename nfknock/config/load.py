@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import tomllib
 from collections.abc import Callable, Iterable
@@ -27,6 +28,9 @@ _LONGEST_OPEN_TIMEOUT = 366 * 86400.0
 
 _LARGEST_FILE = 1 << 20
 _MAPPED = IPv6Network("::ffff:0:0/96")
+
+# What tomllib says of a table that is declared a second time.
+_TWICE = re.compile(r"Cannot declare \((?P<keys>.*)\) twice \(at (?P<line>line \d+)")
 
 _Value = TypeVar("_Value")
 
@@ -76,6 +80,9 @@ def _read_toml(path: Path, what: str) -> dict[str, Any]:
     except RecursionError as exc:
         raise ConfigError(f"{path}: not valid TOML: nested too deeply") from exc
     except ValueError as exc:  # a TOMLDecodeError, or int() about a number of very many digits
+        if twice := _TWICE.match(str(exc)):
+            key = ".".join(re.findall(r"'(.*?)'", twice["keys"]))
+            raise ConfigError(f"{path}: {key}: is there already, and again in {twice['line']}") from exc
         raise ConfigError(f"{path}: not valid TOML: {str(exc)[:1].lower()}{str(exc)[1:]}") from exc
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Literal
 
@@ -185,7 +185,7 @@ class Rule:
     protocol: Literal["tcp", "udp", "icmp", "icmpv6"] | None = None
     source: IPNetwork | None = None
     source_port: int | None = None
-    ports: tuple[int, ...] = field(default=())
+    ports: tuple[int, ...] = ()
     icmp_type: int | None = None
     hop_limit: int | None = None
 

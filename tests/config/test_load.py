@@ -78,7 +78,7 @@ def test_every_key(tmp_path: Path) -> None:
         ("[doors]", "doors: at least one is needed"),
         ("[door.ssh]\n", "door: unknown key; known are firewall, reader, doors"),
         ("[doors.ssh\n", "not valid TOML: "),
-        (DOOR + DOOR, "not valid TOML: cannot declare ('doors', 'ssh') twice (at line 4"),
+        (DOOR + DOOR, "doors.ssh: is there already, and again in line 4"),
         (DOOR.replace("sequence", "sequense"), "doors.ssh.sequense: unknown key; did you mean 'sequence'?"),
         (DOOR + "xyzzy = 1", "doors.ssh.xyzzy: unknown key; known are sequence, open"),
         (DOOR.replace("sequence", "#"), "doors.ssh: the key 'sequence' is missing"),
