@@ -114,7 +114,7 @@ def _config(path: Path, raw: dict[str, Any]) -> Config:
     allowed, open_to_all = _allowed(firewall.allow)
     plan = Plan(
         # Beside the configuration, wherever nfknock is started from.
-        baseline=read_baseline(path.parent / firewall.rules if firewall.rules else None),
+        baseline=read_baseline(_at("firewall.rules", _path_beside(path), firewall.rules)),
         allowed=allowed,
         knock_ports=knock_ports(doors),
         queue=reader.queue,
@@ -231,6 +231,15 @@ def _timeout(path: str, value: str | float, shortest: float, longest: float, *, 
         also = "0, or " if zero else ""
         raise ValueError(f"{path}: {seconds:g} s is out of range ({also}{shortest:g} s to {longest:g} s)")
     return seconds
+
+
+def _path_beside(config: Path) -> Callable[[str], Path | None]:
+    def parse(text: str) -> Path | None:
+        if "\0" in text:
+            raise ValueError(f"{text!r} is not a path")
+        return config.parent / text if text else None
+
+    return parse
 
 
 def _network(text: str) -> IPNetwork:

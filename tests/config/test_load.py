@@ -106,7 +106,7 @@ def test_every_key(tmp_path: Path) -> None:
         (DOOR + 'close_sequence = ["8203/udp", "9307"]', "doors.ssh: close_sequence and sequence end alike"),
         (DOOR + 'close_sequence = ["1", "7101", "8203/udp", "9307"]', "close_sequence and sequence end alike"),
         (DOOR + '[firewall]\ninterfaces = ["a\\u0000b"]', "is not the name of an interface"),
-        (DOOR + '[firewall]\nrules = "a\\u0000b"', "embedded null byte"),
+        (DOOR + '[firewall]\nrules = "a\\u0000b"', "firewall.rules: 'a\\x00b' is not a path"),
         (DOOR + "seq_timeout = 0", "doors.ssh.seq_timeout: 0 s is out of range (0.1 s to 3600 s)"),
         (DOOR + "seq_timeout = -1", "doors.ssh.seq_timeout: -1 is not a duration"),
         (DOOR + "seq_timeout = nan", "doors.ssh.seq_timeout: nan is not a duration"),
