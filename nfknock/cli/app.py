@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -19,6 +20,9 @@ from nfknock.cli.settings import Settings
 from nfknock.cli.status import status
 from nfknock.config import DEFAULT_PATH
 from nfknock.errors import NfknockError
+
+# What a write to stdout fails with; any other error of the system is not the output's.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -81,8 +85,8 @@ def _run(arguments: list[str]) -> int:
         return 1  # whoever read our output has seen enough
     except OSError as exc:
         _abandon_output()
-        where = f"{exc.filename}: " if exc.filename else "writing the output: "
-        return _fail(where + (exc.strerror or str(exc)).lower(), 1)
+        what = f"{exc.filename}: " if exc.filename else "writing the output: " if exc.errno in _FULL else "the system: "
+        return _fail(what + (exc.strerror or str(exc)).lower(), 1)
     except Exception as exc:  # noqa: BLE001  (no traceback for users, whatever it is)
         if "-v" in arguments or "--verbose" in arguments:
             traceback.print_exc()
