@@ -43,6 +43,10 @@ class ClientError(NfknockError):
     """A knock could not be sent."""
 
 
+class OneTimeError(NfknockError):
+    """A file of one-time sequences cannot be read or marked, or has no such sequence; nothing was marked."""
+
+
 class MissingDependencyError(NfknockError):
     """A library that only the server side needs is not installed."""
 

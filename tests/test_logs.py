@@ -19,7 +19,7 @@ HOLE = Hole(door="ssh", source=SOURCE, ports=(Port(22), Port(53, "udp")), opened
     [
         (StageReached("ssh", SOURCE, 1), "192.0.2.2: ssh: Stage 1"),
         (StageReached("ssh", SOURCE, 2, is_closing=True), "192.0.2.2: ssh: closing, stage 2"),
-        (OpenDoor("ssh", SOURCE), "192.0.2.2: ssh: OPEN SESAME"),
+        (OpenDoor("ssh", SOURCE, ()), "192.0.2.2: ssh: OPEN SESAME"),
         (CloseDoor("ssh", SOURCE), "192.0.2.2: ssh: CLOSE SESAME"),
         (SequenceTimeout("ssh", SOURCE, 2), "192.0.2.2: ssh: sequence timeout (stage 2)"),
     ],

@@ -7,7 +7,7 @@ import time
 
 import click
 
-from nfknock.backends import Backend, Change, make_backend
+from nfknock.backends import Change, make_backend
 from nfknock.cli.settings import Settings, pass_settings, warn
 from nfknock.config.durations import format_duration, parse_duration
 from nfknock.core.model import Hole, IPAddress, as_source
@@ -21,7 +21,8 @@ from nfknock.errors import ConfigError
 @pass_settings
 def apply(settings: Settings, dry_run: bool, as_json: bool) -> None:
     """Bring the firewall to what the configuration says, all at once."""
-    config = settings.load()
+    # A guard with a door that stays shut is better than no guard.
+    config = settings.load(needs_sequences=False)
     backend = make_backend(config.backend)
     warnings = backend.probe()
     if settings.is_verbose and not (dry_run or as_json):
@@ -36,7 +37,7 @@ def apply(settings: Settings, dry_run: bool, as_json: bool) -> None:
 @pass_settings
 def remove(settings: Settings, as_json: bool) -> None:
     """Take everything that nfknock put in out again, and restore the INPUT policy that it found."""
-    backend = _backend(settings)
+    backend = make_backend(settings.backend)
     _report(backend.remove(), as_json=as_json, warnings=[])
 
 
@@ -47,8 +48,10 @@ def remove(settings: Settings, as_json: bool) -> None:
 @pass_settings
 def open_(settings: Settings, door: str, source: str, duration: str | None) -> None:
     """Open DOOR for the address SOURCE, without a knock."""
-    config = settings.load()
+    config = settings.load(needs_sequences=False)
     chosen = config.door(door)
+    if not chosen.opens:
+        raise ConfigError(f"the door {door} opens no port; its commands are run by a knock alone")
     address = _source(source)
     seconds = chosen.open_timeout if duration is None else _duration(duration)
     now = time.time()
@@ -72,7 +75,7 @@ def close(settings: Settings, names: tuple[str, ...], everything: bool) -> None:
     """Close what is open for the address SOURCE, at DOOR or at every door. Established sessions go on."""
     if everything == bool(names) or len(names) > 2:
         raise click.UsageError("give an address, a door and an address, or --all", click.get_current_context())
-    backend = _backend(settings)
+    backend = make_backend(settings.backend)
     source = _source(names[-1]) if names else None
     door = names[0] if len(names) == 2 else None
     keys = [hole.key for hole in backend.holes() if source in (None, hole.source) and door in (None, hole.door)]
@@ -81,12 +84,6 @@ def close(settings: Settings, names: tuple[str, ...], everything: bool) -> None:
         click.echo(f"{hole.source}: {hole.door}: closed")
     if not closed:
         warn("nothing was open there")
-
-
-def _backend(settings: Settings) -> Backend:
-    """The configured backend; without a configuration where one would be, the default one."""
-    name = settings.load().backend if settings.is_chosen or settings.path.exists() else "iptables"
-    return make_backend(name)
 
 
 def _report(change: Change, *, as_json: bool, warnings: list[str]) -> None:

@@ -19,9 +19,19 @@ class Settings:
     """Whether somebody named the configuration, or it is only where it would be."""
     is_verbose: bool
 
-    def load(self) -> Config:
-        """Read the configuration. Raises ConfigError."""
-        return load(self.path)
+    def load(self, *, needs_sequences: bool = True) -> Config:
+        """Read the configuration, and say what was tolerated. Raises ConfigError."""
+        config = load(self.path, needs_sequences=needs_sequences)
+        for line in config.warnings:
+            warn(line)
+        return config
+
+    @property
+    def backend(self) -> str:
+        """The configured backend; without a configuration where one would be, the default one."""
+        if not (self.is_chosen or self.path.exists()):
+            return "iptables"
+        return self.load(needs_sequences=False).backend
 
 
 pass_settings = click.make_pass_decorator(Settings)

@@ -32,8 +32,7 @@ def status(settings: Settings, as_json: bool) -> None:
 
 def collect(settings: Settings, now: float) -> dict[str, Any]:
     """Return the report that docs/status.schema.json describes, as of `now` (epoch seconds)."""
-    name = settings.load().backend if settings.is_chosen or settings.path.exists() else "iptables"
-    backend = make_backend(name)
+    backend = make_backend(settings.backend)
     state = backend.state()
     holes = sorted(
         (hole for hole in backend.holes() if not hole.is_expired(now)),

@@ -39,16 +39,31 @@ class Reader(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     answer: Literal["drop", "reject"] = "drop"
 
 
+class Log(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """The keys of [log]."""
+
+    syslog: bool = False
+    file: str = ""
+
+
 class Door(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """The keys of [doors.NAME]."""
 
-    sequence: list[str | int]
-    open: list[str | int]
+    sequence: list[str | int] | None = None
+    open: list[str | int] | None = None
     seq_timeout: Duration = "5s"
     open_timeout: Duration = "30s"
     close_sequence: list[str | int] = []
     tcpflags: str | None = None
     target: str | None = None
+    one_time_sequences: str | None = None
+    one_time_look_ahead: int | None = None
+    start_command: list[str] | None = None
+    start_command_6: list[str] | None = None
+    stop_command: list[str] | None = None
+    stop_command_6: list[str] | None = None
+    cmd_timeout: Duration | None = None
+    run_timeout: Duration | None = None
 
 
 class BaselineRule(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -95,7 +110,7 @@ def _explain(message: str, kind: type[msgspec.Struct], path: str) -> str:
         return f"{where}: the key {missing['key']!r} is missing"
     if enum := _ENUM.match(what):
         return f"{where}: {enum['value']} is not known{_choices(kind, where.rpartition('.')[2])}"
-    return f"{where}: {what[:1].lower()}{what[1:].replace('`', '')}"
+    return f"{where}: {what[:1].lower()}{what[1:].replace('`', '').replace(' | null', '')}"
 
 
 def _choices(kind: type[msgspec.Struct], key: str) -> str:

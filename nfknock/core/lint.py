@@ -8,6 +8,7 @@ from itertools import combinations, pairwise
 from nfknock.core.model import Door, Port
 
 _FEWEST_KNOCKS = 3
+FEW_LEFT = 5
 # Out of knockd's manual and the tutorials; 44 of 108 published configurations still have the first.
 _FAMOUS = frozenset(
     (
@@ -28,12 +29,22 @@ def lint(doors: Iterable[Door], allowed: Iterable[Port] = ()) -> Iterator[str]:
     """Yield one line for each thing that an administrator should know about these doors."""
     doors = tuple(doors)
     for door in doors:
-        for text in _lint_sequence(door.sequence):
+        for text in _lint_sequence(door.sequence) if door.sequence else ():
             yield f"doors.{door.name}.sequence: {text}"
-        if not door.open_timeout and not door.close_sequence:
+        if door.one_time and door.one_time.left <= FEW_LEFT:
+            yield f"doors.{door.name}.one_time_sequences: {few_left(door.one_time.left)}"
+        if door.opens and not door.open_timeout and not door.close_sequence:
             yield f"doors.{door.name}.open_timeout: 0 without a close_sequence leaves the door open for good"
-    yield from _lint_pairs(doors)
+    yield from _lint_pairs(tuple(door for door in doors if door.sequence))
     yield from _lint_open_ports(doors, frozenset(allowed))
+
+
+def few_left(count: int) -> str:
+    """Say how many one-time sequences are left."""
+    if not count:
+        return "the last one is used; the door stays shut until the file has new ones and is read anew"
+    are = "1 is left" if count == 1 else f"{count} are left"
+    return f"{are}; `nfknock sequences` makes new ones, for both ends"
 
 
 def _lint_sequence(sequence: tuple[Port, ...]) -> Iterator[str]:

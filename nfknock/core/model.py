@@ -73,6 +73,10 @@ class Port:
         return cls(int(number[:6]), "udp" if protocol == "udp" else "tcp")
 
 
+Sequence = tuple[Port, ...]
+"""Knocks in their order."""
+
+
 @dataclass(frozen=True, slots=True)
 class TcpFlags:
     """Which TCP flags a knock must carry: those under `mask` must equal `value`.
@@ -110,36 +114,94 @@ class TcpFlags:
 BARE_SYN = TcpFlags.parse("syn,!ack,!fin,!rst")
 
 
+def end_alike(one: Sequence, other: Sequence) -> bool:
+    """Whether the last knock of one sequence can be the last knock of the other, with all that came before."""
+    shorter = min(len(one), len(other))
+    return bool(shorter) and one[-shorter:] == other[-shorter:]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commands:
+    """What a door runs: argument lists, in which `%IP%` stands for the source. Timeouts are in seconds.
+
+    An IPv6 source has lists of its own where they are not None; an empty list runs nothing.
+    """
+
+    start: tuple[str, ...] = ()
+    start6: tuple[str, ...] | None = None
+    stop: tuple[str, ...] = ()
+    stop6: tuple[str, ...] | None = None
+    cmd_timeout: float | None = 10.0
+    """From the knock to the stop command; None: until the closing sequence."""
+    run_timeout: float = 60.0
+    """How long a command may run before it is ended."""
+
+    def start_for(self, source: IPAddress) -> tuple[str, ...]:
+        """Return what is run when the door opens for a source."""
+        return _for_source(self.start, self.start6, source)
+
+    def stop_for(self, source: IPAddress) -> tuple[str, ...]:
+        """Return what is run when that is over."""
+        return _for_source(self.stop, self.stop6, source)
+
+
+def _for_source(command: tuple[str, ...], command6: tuple[str, ...] | None, source: IPAddress) -> tuple[str, ...]:
+    chosen = command6 if source.version == 6 and command6 is not None else command
+    return tuple(argument.replace("%IP%", str(source)) for argument in chosen)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OneTimeSequences:
+    """A file of sequences that count once each, and what of it counts now."""
+
+    path: str
+    look_ahead: int = 5
+    """How many sequences may be stepped over, because their knocks were lost on the way."""
+    window: tuple[Sequence, ...] = ()
+    """The sequences that open the door now, in the order of the file: the next one and those looked ahead at."""
+    left: int = 0
+    """How many unused ones the file has."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Door:
-    """A sequence and what it opens. Timeouts are in seconds; an `open_timeout` of 0 means until it is closed."""
+    """A sequence, or a file of them, and what it opens and runs.
+
+    Timeouts are in seconds; an `open_timeout` of 0 means until it is closed.
+    """
 
     name: str
-    sequence: tuple[Port, ...]
-    opens: tuple[Port, ...]
+    sequence: Sequence = ()
+    opens: tuple[Port, ...] = ()
     seq_timeout: float = 5.0
     open_timeout: float = 30.0
-    close_sequence: tuple[Port, ...] = ()
+    close_sequence: Sequence = ()
     tcpflags: TcpFlags = BARE_SYN
     target: IPAddress | None = None
+    commands: Commands | None = None
+    one_time: OneTimeSequences | None = None
 
     def __post_init__(self) -> None:
         if not _DOOR_NAME.fullmatch(self.name):
             raise ValueError("a door's name is one word of at most 40 letters, digits, '_', '.' or '-'")
-        if not self.sequence:
-            raise ValueError("a door needs a sequence")
-        if max(len(self.sequence), len(self.close_sequence)) > LONGEST_SEQUENCE:
+        if bool(self.sequence) == bool(self.one_time):
+            raise ValueError("a door needs a sequence, or a file of one-time sequences, and not both")
+        if max(map(len, (*self.sequences, self.close_sequence)), default=0) > LONGEST_SEQUENCE:
             raise ValueError(f"a sequence has at most {LONGEST_SEQUENCE} knocks")
-        if not self.opens:
-            raise ValueError("a door needs something to open")
-        shorter = min(len(self.sequence), len(self.close_sequence))
-        if shorter and self.sequence[-shorter:] == self.close_sequence[-shorter:]:
+        if not self.opens and self.commands is None:
+            raise ValueError("a door needs something to open, or a command to run")
+        if any(end_alike(sequence, self.close_sequence) for sequence in self.sequences):
             raise ValueError("close_sequence and sequence end alike: the last knock would open the door and shut it")
+
+    @property
+    def sequences(self) -> tuple[Sequence, ...]:
+        """Every sequence that opens this door now."""
+        return self.one_time.window if self.one_time else (self.sequence,)
 
     @property
     def knock_ports(self) -> frozenset[Port]:
         """Every port that one of this door's sequences uses."""
-        return frozenset(self.sequence + self.close_sequence)
+        return frozenset(port for sequence in (*self.sequences, self.close_sequence) for port in sequence)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
-from nfknock.core.model import Door, IPAddress, Port
+from nfknock.core.model import Door, IPAddress, Port, Sequence
 from nfknock.core.packet import TCP, Packet
 from nfknock.core.sources import is_possible_source
 
@@ -47,10 +47,11 @@ class StageReached:
 
 @dataclass(frozen=True, slots=True)
 class OpenDoor:
-    """The source knocked the whole sequence: let it in."""
+    """The source knocked a whole sequence of the door: let it in."""
 
     door: str
     source: IPAddress
+    sequence: Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +97,11 @@ class _Attempt:
 class _Track:
     """One sequence of one door, ready for comparing."""
 
-    __slots__ = ("codes", "door", "finish", "first", "length", "target")
+    __slots__ = ("codes", "door", "finish", "first", "length", "sequence", "target")
 
-    def __init__(self, door: Door, sequence: tuple[Port, ...], finish: type[OpenDoor | CloseDoor]) -> None:
+    def __init__(self, door: Door, sequence: Sequence, finish: type[OpenDoor | CloseDoor]) -> None:
         self.door = door
+        self.sequence = sequence
         self.codes = tuple(port.code for port in sequence)
         self.first = self.codes[0]
         self.length = len(self.codes)
@@ -113,8 +115,16 @@ class _Track:
         return packet.protocol != TCP or self.door.tcpflags.accepts(packet.flags)
 
     @property
-    def identity(self) -> tuple[Door, type[OpenDoor | CloseDoor]]:
-        return (self.door, self.finish)
+    def identity(self) -> tuple[Door, Sequence, type[OpenDoor | CloseDoor]]:
+        """What has to stay the same for attempts to go on: all but which other one-time sequences count as well."""
+        one_time = self.door.one_time and replace(self.door.one_time, window=(), left=0)
+        return (replace(self.door, one_time=one_time), self.sequence, self.finish)
+
+    def finished(self, source: IPAddress) -> OpenDoor | CloseDoor:
+        """Return what the last knock brings about."""
+        if self.finish is OpenDoor:
+            return OpenDoor(self.door.name, source, self.sequence)
+        return CloseDoor(self.door.name, source)
 
 
 class _Source:
@@ -156,7 +166,7 @@ class Tracker:
         """
         doors = tuple(doors)
         old = {track.identity: index for index, track in enumerate(self._tracks)}
-        self._tracks = [_Track(door, door.sequence, OpenDoor) for door in doors]
+        self._tracks = [_Track(door, sequence, OpenDoor) for door in doors for sequence in door.sequences]
         self._tracks += [_Track(door, door.close_sequence, CloseDoor) for door in doors if door.close_sequence]
         self._most_echoes = MOST_SPARE_ECHOES + max((track.length for track in self._tracks), default=0)
         self._starts = {}
@@ -244,9 +254,9 @@ class Tracker:
         address = ip_address(packet.source)
         # The last knock of an opening is often the first of the closing; that is no news.
         if track.finish is OpenDoor or reached > 1:
-            commands.append(StageReached(track.door.name, address, reached, track.finish is CloseDoor))
+            _add(StageReached(track.door.name, address, reached, track.finish is CloseDoor), commands)
         if reached == track.length:
-            commands.append(track.finish(track.door.name, address))
+            _add(track.finished(address), commands)
         return True
 
     @staticmethod
@@ -263,7 +273,7 @@ class Tracker:
             for attempt in late:
                 attempts.remove(attempt)
                 if track.finish is OpenDoor:
-                    commands.append(SequenceTimeout(track.door.name, ip_address(address), attempt.stage))
+                    _add(SequenceTimeout(track.door.name, ip_address(address), attempt.stage), commands)
         self._forget_finished(source)
 
     def _remember(self, source: _Source, echo: int, now: float) -> None:
@@ -312,3 +322,9 @@ class Tracker:
 
     def _forget(self, address: bytes) -> None:
         del self._tiers[self._sources.pop(address).tier][address]
+
+
+def _add(command: Command, commands: list[Command]) -> None:
+    """Say a thing once, also where several one-time sequences of a door begin alike."""
+    if command not in commands:
+        commands.append(command)

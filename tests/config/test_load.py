@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfknock.config import Config, load
-from nfknock.config.load import read_baseline
+from nfknock.config.baseline import read_baseline
 from nfknock.core.model import BARE_SYN, Port
 from nfknock.errors import ConfigError
 
@@ -76,7 +76,7 @@ def test_every_key(tmp_path: Path) -> None:
         ("", "doors: at least one is needed"),
         ("doors = 5", "doors: at least one is needed"),
         ("[doors]", "doors: at least one is needed"),
-        ("[door.ssh]\n", "door: unknown key; known are firewall, reader, doors"),
+        ("[door.ssh]\n", "door: unknown key; known are firewall, reader, log, doors"),
         ("[doors.ssh\n", "not valid TOML: "),
         (DOOR + DOOR, "doors.ssh: is there already, and again in line 4"),
         (DOOR.replace("sequence", "sequense"), "doors.ssh.sequense: unknown key; did you mean 'sequence'?"),
@@ -101,7 +101,7 @@ def test_every_key(tmp_path: Path) -> None:
         (DOOR.replace("9307", "1" * 5000), "doors.ssh.sequence[2]: port 111111 is out of range"),
         (DOOR + "seq_timeout = " + "1" * 5000, "not valid TOML: exceeds the limit"),
         ("a = " + "[" * 5000, "not valid TOML: nested too deeply"),
-        ('"a\\nb" = 1', "unknown key; known are firewall, reader, doors"),
+        ('"a\\nb" = 1', "unknown key; known are firewall, reader, log, doors"),
         (DOOR + '"a\\nb" = 1', "unknown key; known are sequence, open"),
         (DOOR + 'close_sequence = ["8203/udp", "9307"]', "doors.ssh: close_sequence and sequence end alike"),
         (DOOR + 'close_sequence = ["1", "7101", "8203/udp", "9307"]', "close_sequence and sequence end alike"),

@@ -11,7 +11,7 @@ import pytest
 
 from nfknock.backends import Backend
 from nfknock.backends.iptables import IptablesBackend
-from nfknock.config.load import read_baseline
+from nfknock.config.baseline import read_baseline
 from nfknock.core.model import Hole, Port, Rule
 from nfknock.core.plan import Plan
 from nfknock.errors import BackendError

@@ -1,0 +1,76 @@
+"""Small files that an administrator owns: read without being held up, replaced durably or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import sys
+from pathlib import Path
+
+_LARGEST = 1 << 20
+
+
+def read_regular(path: Path) -> bytes:
+    """Read a file of at most 1 MiB. Raises OSError; a pipe or a device would hold up a daemon that reads anew."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        if status.st_size > _LARGEST:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        return file.read(_LARGEST)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Put another content in a file's place, durably, or leave it as it is. Raises OSError.
+
+    Owner, mode and extended attributes stay; a file that was not there is its owner's alone.
+    """
+    # Always one name, so that crashes leave no crowd of files behind.
+    made = path.with_name(f".{path.name}.new")
+    made.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(made, flags, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            if path.exists():
+                _copy_owner(path, made, descriptor)
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        made.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            made.unlink()
+        raise
+    sync_directory(path.parent)
+
+
+def _copy_owner(path: Path, made: Path, descriptor: int) -> None:
+    if sys.platform == "win32":
+        return
+    status, own = path.stat(), os.fstat(descriptor)
+    if (status.st_uid, status.st_gid) != (own.st_uid, own.st_gid):
+        os.fchown(descriptor, status.st_uid, status.st_gid)
+    os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
+    if sys.platform == "linux":
+        # Access lists and security labels; a file system that has none is none the worse.
+        with contextlib.suppress(OSError):
+            for attribute in os.listxattr(path):
+                os.setxattr(made, attribute, os.getxattr(path, attribute))
+
+
+def sync_directory(directory: Path) -> None:
+    """Have what was renamed, made or removed in a directory on the disk. Raises OSError."""
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
