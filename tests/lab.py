@@ -125,6 +125,7 @@ class Lab:
         environment = {
             "XTABLES_LOCKFILE": str(directory / "xtables.lock"),
             "NFKNOCK_RUNTIME_DIR": str(directory / "run"),
+            "NFKNOCK_STATE_DIR": str(directory / "state"),
             "NFKNOCK_CONFIG": str(self.config),
         }
         self.environment = environment

@@ -42,6 +42,7 @@ class Firewall:
         self._backend: Backend
         self._opening: dict[Key, tuple[Door, float]] = {}
         self._closing: set[Key] = set()
+        self._plan: Plan | None = None
         self._wake = asyncio.Event()
         self._look_at = time.monotonic()
         self._is_stopping = False
@@ -61,10 +62,13 @@ class Firewall:
 
         Whoever took it out meant it: it is put back by `nfknock apply`, not by a daemon that reads its file anew.
         """
-        if not (await self._call(self._backend.state)).applied:
-            raise DaemonError("the firewall is not in place; run `nfknock apply` first")
-        if (await self._call(lambda: self._backend.apply(plan))).changed:
+        if await self._apply(plan):
             logs.log.info("the firewall was brought up to the configuration")
+
+    def watch(self, plan: Plan) -> None:
+        """Bring the firewall to another plan, as soon as it can be written."""
+        self._plan = plan
+        self._wake.set()
 
     def open(self, door: Door, source: IPAddress) -> None:
         """Let a source in at a door, as soon as it can be written."""
@@ -84,6 +88,7 @@ class Firewall:
             await self._pause()
             await self._write_openings()
             await self._write_closings()
+            await self._write_plan()
             if time.monotonic() >= self._look_at:
                 await self._sweep()
         await self._write_openings()
@@ -138,6 +143,23 @@ class Firewall:
             # What was opened again meanwhile stays open.
             self._closing |= wanted - self._opening.keys()
             self._try_again(str(exc))
+
+    async def _apply(self, plan: Plan) -> bool:
+        if not (await self._call(self._backend.state)).applied:
+            raise DaemonError("the firewall is not in place; run `nfknock apply` first")
+        return (await self._call(lambda: self._backend.apply(plan))).changed
+
+    async def _write_plan(self) -> None:
+        plan, self._plan = self._plan, None
+        if plan is None:
+            return
+        try:
+            await self._apply(plan)
+        except LockHeldError as exc:
+            self._plan = self._plan or plan
+            self._try_again(str(exc))
+        except (BackendError, DaemonError) as exc:
+            logs.log.error("watching other knock ports: %s", exc)
 
     async def _sweep(self) -> None:
         """Take away holes whose time is over and find out when to look again."""

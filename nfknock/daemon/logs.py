@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import queue
-import threading
-from collections.abc import Iterator
-from typing import TextIO
 
 from nfknock.config.durations import format_duration
 from nfknock.core.model import Hole
@@ -19,8 +13,6 @@ log = logging.getLogger("nfknock")
 _LINES_A_SECOND = 5.0
 _LINES_AT_ONCE = 20.0
 _SUMMARY_EVERY = 10.0
-_LINES_WAITING = 4_096
-_LAST_WORDS_TIMEOUT = 1.0
 
 
 def describe(command: Command) -> str:
@@ -48,54 +40,6 @@ def opened(hole: Hole, now: float, *, is_new: bool) -> str:
 def closed(hole: Hole, at: float) -> str:
     """Return the log line for a hole that was closed at `at` (epoch seconds)."""
     return f"{hole.source}: {hole.door}: closed after {format_duration(max(0.0, at - hole.opened_at))}"
-
-
-class _Outlet(logging.Handler):
-    """Hands lines to a thread that writes them: a log that nobody reads must not hold up the daemon.
-
-    It writes to the descriptor, past Python's own stream: whoever hangs in that holds its lock, and Python would wait
-    for the lock when it ends.
-    """
-
-    def __init__(self, descriptor: int) -> None:
-        super().__init__()
-        self._lines: queue.Queue[str | None] = queue.Queue(_LINES_WAITING)
-        self._descriptor = descriptor
-        # A daemon thread: one that hangs in a write does not keep the program from ending.
-        self._thread = threading.Thread(target=self._write, name="log", daemon=True)
-        self._thread.start()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        # When it is full there is nowhere to say so, and nobody who would read it.
-        with contextlib.suppress(queue.Full):
-            self._lines.put_nowait(self.format(record))
-
-    def finish(self) -> None:
-        """Write what is waiting, unless the writer is stuck."""
-        with contextlib.suppress(queue.Full):
-            self._lines.put(None, timeout=_LAST_WORDS_TIMEOUT)
-            self._thread.join(_LAST_WORDS_TIMEOUT)
-
-    def _write(self) -> None:
-        while (line := self._lines.get()) is not None:
-            rest = f"{line}\n".encode(errors="replace")
-            with contextlib.suppress(OSError):
-                while rest:
-                    rest = rest[os.write(self._descriptor, rest) :]
-
-
-@contextlib.contextmanager
-def written_aside(stream: TextIO) -> Iterator[None]:
-    """Let a thread of its own write log lines to a stream while the block runs."""
-    root = logging.getLogger()
-    before = list(root.handlers)
-    aside = _Outlet(stream.fileno())
-    root.handlers[:] = [aside]
-    try:
-        yield
-    finally:
-        aside.finish()
-        root.handlers[:] = before
 
 
 class Gate:

@@ -7,15 +7,23 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, assert_never
 
 from nfknock.backends import make_backend
 from nfknock.config import Config, load
+from nfknock.core.lint import FEW_LEFT, few_left
+from nfknock.core.model import Door, IPAddress
+from nfknock.core.onetime import Line
+from nfknock.core.plan import knock_ports
 from nfknock.core.tracker import CloseDoor, Command, OpenDoor, SequenceTimeout, StageReached, Tracker
 from nfknock.daemon import control, logs
+from nfknock.daemon.commands import CommandRunner
 from nfknock.daemon.firewall import Firewall
+from nfknock.daemon.outlets import ON_STDERR, Outlets, written_aside
+from nfknock.daemon.spending import Spender
 from nfknock.errors import NfknockError
 from nfknock.readers import Reader, make_reader
 
@@ -25,12 +33,15 @@ _TICK = 1.0
 class Service:
     """One daemon with one configuration file."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, outlets: Outlets) -> None:
         self._config = config
+        self._outlets = outlets
         self._doors = {door.name: door for door in config.doors}
         self._tracker = Tracker(config.doors, config.allowed_ports)
         self._reader = make_reader(config.reader, config.plan)
         self._firewall = Firewall(lambda: make_backend(config.backend))
+        self._commands = CommandRunner()
+        self._spender = Spender(self._let_in, self._follow)
         self._gate = logs.Gate()
         self._started_at = time.time()
         self._reload_asked = asyncio.Event()
@@ -46,7 +57,9 @@ class Service:
         loop.add_signal_handler(signal.SIGHUP, self._ask_for_reload)
         self._reader.open()
         try:
+            self._commands.prepare(self._config.doors)
             await self._firewall.start(self._config.plan)
+            self._commands.adopt()
             async with control.answering(self.describe):
                 await self._serve(loop)
         finally:
@@ -59,7 +72,7 @@ class Service:
         for task in (writing, *waiting):
             task.add_done_callback(self._end_with)
         loop.add_reader(self._reader.fileno(), self._read)
-        logs.log.info("ready")
+        logs.log.info("ready", extra=ON_STDERR)
         control.notify("READY=1")
         await asyncio.wait([self._ended])
         control.notify("STOPPING=1")
@@ -67,8 +80,10 @@ class Service:
         for task in waiting:
             task.cancel()
         await asyncio.wait(waiting)
+        await self._spender.stop()
         self._firewall.stop()
         await asyncio.wait([writing])
+        await self._commands.stop()
         # The loop would give SIGHUP back its default, which is to end us before we have ended.
         loop.remove_signal_handler(signal.SIGHUP)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -89,6 +104,9 @@ class Service:
             "impossible": counters.impossible,
             "evicted": counters.evicted,
             "sources": len(self._tracker),
+            "one_time_left": {door.name: door.one_time.left for door in self._doors.values() if door.one_time},
+            "commands_running": self._commands.running,
+            "stop_commands_waiting": self._commands.stops_waiting,
         }
 
     def _read(self) -> None:
@@ -105,14 +123,40 @@ class Service:
         match command:
             case StageReached() | SequenceTimeout():
                 self._gate.say(command, now)
-            case OpenDoor(door=door, source=source):
+            case OpenDoor(door=name, source=source, sequence=sequence):
                 logs.log.info(logs.describe(command))
-                self._firewall.open(self._doors[door], source)
-            case CloseDoor(door=door, source=source):
+                door = self._doors[name]
+                if door.one_time is None:
+                    self._let_in(door, source)
+                else:
+                    self._spender.spend(door, source, sequence)
+            case CloseDoor(door=name, source=source):
                 logs.log.info(logs.describe(command))
-                self._firewall.close(door, source)
+                if self._doors[name].opens:
+                    self._firewall.close(name, source)
+                self._commands.closed(name, source)
             case _:
                 assert_never(command)
+
+    def _let_in(self, door: Door, source: IPAddress) -> None:
+        if door.opens:
+            self._firewall.open(door, source)
+        self._commands.opened(door, source)
+
+    def _follow(self, name: str, lines: list[Line]) -> None:
+        """Go on with what a file of one-time sequences still has."""
+        door = self._doors.get(name)
+        if door is None or door.one_time is None:
+            return
+        window = tuple(line.sequence for line in lines[: door.one_time.look_ahead + 1])
+        self._doors[name] = replace(door, one_time=replace(door.one_time, window=window, left=len(lines)))
+        if len(lines) <= FEW_LEFT:
+            logs.log.warning("%s: one-time sequences: %s", name, few_left(len(lines)))
+        doors = tuple(self._doors.values())
+        plan = replace(self._config.plan, knock_ports=knock_ports(doors))
+        self._config = replace(self._config, doors=doors, plan=plan)
+        self._tracker.replace_doors(doors, self._config.allowed_ports)
+        self._firewall.watch(plan)
 
     async def _tick(self) -> None:
         while True:
@@ -135,20 +179,24 @@ class Service:
     async def _reload(self) -> None:
         """Take up the configuration file anew; if anything is wrong with it, everything stays as it is."""
         control.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        # Whatever is wrong with the configuration: a log file that was moved away is done with.
+        self._outlets.reopen(self._config.log)
         try:
-            config = load(self._config.path)
-            if config.backend != self._config.backend or config.reader != self._config.reader:
-                raise NfknockError("another backend or reader needs a restart")
-            await self._take_up(config)
+            # No sequence is marked meanwhile: what is read and what is followed are the same.
+            async with self._spender.paused:
+                await self._take_up(load(self._config.path))
         except NfknockError as exc:
             logs.log.error("the new configuration was refused and the old one stays: %s", exc)
         except Exception as exc:  # noqa: BLE001  (whatever it is: a daemon that ends guards nothing)
             logs.log.error("the new configuration was refused and the old one stays: %s: %s", type(exc).__name__, exc)
         else:
-            logs.log.info("reloaded %s", config.path)
+            logs.log.info("reloaded %s", self._config.path)
         control.notify("READY=1")
 
     async def _take_up(self, config: Config) -> None:
+        if config.backend != self._config.backend or config.reader != self._config.reader:
+            raise NfknockError("another backend or reader needs a restart")
+        self._commands.prepare(config.doors)
         reader = self._reader
         if config.plan.queue != self._config.plan.queue:
             reader = make_reader(config.reader, config.plan)
@@ -162,6 +210,8 @@ class Service:
         if reader is not self._reader:
             self._exchange_reader(reader)
         reader.answer = config.plan.answer
+        if config.log != self._config.log:
+            self._outlets.reopen(config.log)
         self._config = config
         self._doors = {door.name: door for door in config.doors}
         self._tracker.replace_doors(config.doors, config.allowed_ports)
@@ -189,5 +239,5 @@ class Service:
 def serve(path: Path) -> None:
     """Run the daemon until it is told to stop. Raises NfknockError."""
     config = load(path)
-    with control.sole_daemon(), logs.written_aside(sys.stderr):
-        asyncio.run(Service(config).run())
+    with control.sole_daemon(), written_aside(sys.stderr, config.log) as outlets:
+        asyncio.run(Service(config, outlets).run())
