@@ -83,6 +83,8 @@ class BaselineRule(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 _Section = TypeVar("_Section", bound=msgspec.Struct)
+# knockd's other names for these.
+_KNOCKD = {"command": "start_command", "command_6": "start_command_6", "timeout": "seq_timeout"}
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<where>.*)`)?$", re.DOTALL)
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<key>.*)`", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(?P<key>.*)`")
@@ -103,7 +105,8 @@ def _explain(message: str, kind: type[msgspec.Struct], path: str) -> str:
     what, where = match["what"], path + (match["where"] or "")
     known = [field.encode_name for field in msgspec.structs.fields(kind)]
     if unknown := _UNKNOWN.match(what):
-        near = difflib.get_close_matches(unknown["key"], known, 1)
+        near = [_KNOCKD[key] for key in [unknown["key"].lower()] if _KNOCKD.get(key) in known]
+        near = near or difflib.get_close_matches(unknown["key"], known, 1)
         mend = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
         return f"{where}.{unknown['key']}: unknown key; {mend}"
     if missing := _MISSING.match(what):

@@ -15,14 +15,16 @@ _KNOCKS = 5
 _LOWEST, _HIGHEST = 1024, 32767
 
 
-def fresh_sequence(avoid: Sequence[Port] = (), randbelow: Callable[[int], int] = secrets.randbelow) -> tuple[Port, ...]:
+def fresh_sequence(
+    avoid: Sequence[Port] = (), randbelow: Callable[[int], int] = secrets.randbelow, *, knocks: int = _KNOCKS
+) -> tuple[Port, ...]:
     """Return a random sequence: TCP and UDP mixed, no port twice, neither ascending nor descending."""
     taken = {port.number for port in avoid}
     while True:
-        numbers = [_LOWEST + randbelow(_HIGHEST - _LOWEST + 1) for _ in range(_KNOCKS)]
-        protocols: list[Protocol] = [("tcp", "udp")[randbelow(2)] for _ in range(_KNOCKS)]
+        numbers = [_LOWEST + randbelow(_HIGHEST - _LOWEST + 1) for _ in range(knocks)]
+        protocols: list[Protocol] = [("tcp", "udp")[randbelow(2)] for _ in range(knocks)]
         rises = [a < b for a, b in pairwise(numbers)]
-        if len({*numbers, *taken}) == _KNOCKS + len(taken) and len(set(protocols)) == 2 and len(set(rises)) == 2:
+        if len({*numbers, *taken}) == knocks + len(taken) and len(set(protocols)) == 2 and len(set(rises)) == 2:
             return tuple(Port(number, protocol) for number, protocol in zip(numbers, protocols, strict=True))
 
 

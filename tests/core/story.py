@@ -41,6 +41,7 @@ class Story:
     def __init__(self, *doors: Door, allowed: tuple[str, ...] = (), most_sources: int = 1000) -> None:
         self.tracker = Tracker(doors, map(Port.parse, allowed), most_sources=most_sources)
         self.opened: list[tuple[str, str]] = []
+        self.sequences: list[tuple[Port, ...]] = []
         self.closed: list[tuple[str, str]] = []
         self.stages: list[tuple[str, int]] = []
         self.timeouts: list[int] = []
@@ -88,6 +89,7 @@ class Story:
             match command:
                 case OpenDoor():
                     self.opened.append((str(command.source), command.door))
+                    self.sequences.append(command.sequence)
                 case CloseDoor():
                     self.closed.append((str(command.source), command.door))
                 case StageReached():
