@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
 import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
@@ -53,6 +56,7 @@ def check(settings: Settings, file: Path | None, strict: bool) -> int:
     warnings = list(lint(config.doors, config.allowed_ports))
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
         warnings.append(f"others can read {path}, and the sequence is a secret; run: chmod 600 {path}")
+    warnings += _missing_programs(config.doors)
     for line in warnings:
         warn(line)
     if warnings and strict:
@@ -60,3 +64,15 @@ def check(settings: Settings, file: Path | None, strict: bool) -> int:
     doors = len(config.doors)
     click.echo(f"{path}: fine, {doors} {'door' if doors == 1 else 'doors'}")
     return 0
+
+
+def _missing_programs(doors: Iterable[Door]) -> Iterator[str]:
+    """Yield a warning for each command that could not be started on this host."""
+    for door in doors:
+        if door.commands is None:
+            continue
+        for key in ("start", "start6", "stop", "stop6"):
+            command = getattr(door.commands, key)
+            if command and shutil.which(command[0], path=os.environ.get("PATH")) is None:
+                name = f"{key.removesuffix('6')}_command{'_6' if key.endswith('6') else ''}"
+                yield f"doors.{door.name}.{name}: there is no program {command[0]} here that can be run"

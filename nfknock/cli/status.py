@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import time
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from nfknock.backends import make_backend
 from nfknock.cli.settings import Settings, pass_settings, warn
+from nfknock.core.lint import FEW_LEFT
 from nfknock.core.model import Hole, IPAddress
 from nfknock.errors import NfknockError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _HEADINGS = ("door", "source", "open", "closes", "sessions", "packets")
 _TEXT_COLUMNS = 3
@@ -97,6 +101,7 @@ def _print(report: dict[str, Any]) -> None:
     if daemon["running"]:
         counts = ", ".join(f"{daemon[key]} {key}" for key in ("knocks", "strays", "opened", "closed", "lost"))
         console.print(f"daemon    process {daemon['pid']}: {counts}")
+        _print_doors(console, daemon)
     else:
         console.print("daemon    [red]does not run[/]: knocks are dropped; start it with `nfknock run`")
     if not report["holes"]:
@@ -116,6 +121,18 @@ def _print(report: dict[str, Any]) -> None:
     for row in rows:
         table.add_row(*row)
     console.print(table)
+
+
+def _print_doors(console: Console, daemon: dict[str, Any]) -> None:
+    """Say what doors have besides holes, where they have it. An older daemon does not tell."""
+    for door, left in daemon.get("one_time_left", {}).items():
+        scarce = left <= FEW_LEFT
+        console.print(f"one-time  {door}: {'[red]' if scarce else ''}{left} left{'[/]' if scarce else ''}")
+    running, waiting = daemon.get("commands_running", 0), daemon.get("stop_commands_waiting", 0)
+    if running or waiting:
+        console.print(
+            f"commands  {running} running, {waiting} stop {'command' if waiting == 1 else 'commands'} to come"
+        )
 
 
 def _words(hole: dict[str, Any]) -> tuple[str, ...]:

@@ -125,3 +125,47 @@ def test_a_reader_who_has_seen_enough_is_no_error() -> None:
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
+
+
+def test_check_warns_of_programs_that_are_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "nfknock.toml"
+    path.write_text(DOOR + 'start_command = ["/bin/sh"]\nstop_command = ["/no/such"]\nstop_command_6 = ["none-such"]\n')
+    path.chmod(0o600)
+    done = run("check", str(path))
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [
+        "warning: doors.ssh.stop_command: there is no program /no/such here that can be run",
+        "warning: doors.ssh.stop_command_6: there is no program none-such here that can be run",
+    ]
+
+
+def test_check_warns_when_one_time_sequences_run_short(tmp_path: Path) -> None:
+    (tmp_path / "ssh.ots").write_text(" 1,2,3\n" * 5)
+    path = tmp_path / "nfknock.toml"
+    path.write_text('[doors.ssh]\none_time_sequences = "ssh.ots"\nopen = ["22/tcp"]\n')
+    path.chmod(0o600)
+    done = run("check", str(path))
+    assert done.returncode == 0
+    assert "warning: doors.ssh.one_time_sequences: 5 are left; `nfknock sequences` makes new ones" in done.stderr
+
+
+def test_sequences_are_written_once(tmp_path: Path) -> None:
+    path = tmp_path / "ssh.ots"
+    done = run("sequences", "-n", "20", "--length", "4", str(path))
+    assert (done.returncode, done.stdout) == (0, "")
+    assert path.stat().st_mode & 0o777 == 0o600
+    text = path.read_text()
+    assert len(set(text.splitlines())) == 20
+    assert all(re.fullmatch(r" \d+:(tcp|udp)(,\d+:(tcp|udp)){3}", line) for line in text.splitlines())
+    again = run("sequences", str(path))
+    assert again.returncode == 1
+    assert f"{path} exists already and stays as it is" in again.stderr
+    assert path.read_text() == text
+    assert len(run("sequences").stdout.splitlines()) == 100
+
+
+def test_wrong_calls_of_sequences(tmp_path: Path) -> None:
+    for arguments in (["-n", "0"], ["--length", "2"], ["--avoid", "x"], ["a", "-o", "b"]):
+        done = run("sequences", *arguments)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
