@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import stat
 from pathlib import Path
 
 import click
 
-from nfknock.cli.settings import Settings, pass_settings, warn
+from nfknock.cli.settings import Settings, pass_settings, warn, write_secret
 from nfknock.config import load
 from nfknock.config.template import fresh_sequence, render
 from nfknock.core.lint import lint
 from nfknock.core.model import Door, Port
-from nfknock.errors import ConfigError, NfknockError
+from nfknock.errors import ConfigError
 
 
 @click.command()
@@ -35,25 +34,12 @@ def init(settings: Settings, output: Path | None, name: str, opens: tuple[str, .
     if str(path) == "-":
         click.echo(text, nl=False)
     else:
-        _write_secret(path, text)
+        write_secret(path, text)
     knocks = " ".join(str(port.number) if port.protocol == "tcp" else f"{port.number}:udp" for port in sequence)
     is_stdout = str(path) == "-"
     wrote = "" if is_stdout else f"wrote {path}; "
     click.echo(f"{wrote}to open the door {name}, run on the client:", err=True)
     click.echo(f"nfknock knock {socket.gethostname()} {knocks}", err=is_stdout)
-
-
-def _write_secret(path: Path, text: str) -> None:
-    """Create a file that only its owner can read. Raises ConfigError if there is one already, or none can be."""
-    try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        raise NfknockError(f"{path} exists already and stays as it is; choose another with --output FILE") from None
-    except OSError as exc:
-        raise NfknockError(f"writing {path}: {(exc.strerror or str(exc)).lower()}") from exc
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
 
 
 @click.command()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from nfknock.config import Config, load
+from nfknock.errors import NfknockError
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,3 +42,16 @@ pass_settings = click.make_pass_decorator(Settings)
 def warn(line: str) -> None:
     """Say something on stderr that is no error."""
     click.echo(f"warning: {line}", err=True)
+
+
+def write_secret(path: Path, text: str) -> None:
+    """Create a file that only its owner can read. Raises ConfigError if there is one already, or none can be."""
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise NfknockError(f"{path} exists already and stays as it is; choose another with --output FILE") from None
+    except OSError as exc:
+        raise NfknockError(f"writing {path}: {(exc.strerror or str(exc)).lower()}") from exc
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
