@@ -15,6 +15,7 @@ from nfknock import __version__
 from nfknock.cli.configure import check, init
 from nfknock.cli.firewall import apply, close, open_, remove
 from nfknock.cli.knock import knock
+from nfknock.cli.migrate import import_
 from nfknock.cli.run import run
 from nfknock.cli.sequences import sequences
 from nfknock.cli.settings import Settings
@@ -47,7 +48,7 @@ def nfknock(context: click.Context, config: Path | None, verbose: bool) -> None:
     context.obj = Settings(path=path, is_chosen=bool(config or os.environ.get("NFKNOCK_CONFIG")), is_verbose=verbose)
 
 
-for _command in (init, check, apply, run, status, open_, close, remove, sequences, knock):
+for _command in (init, check, apply, run, status, open_, close, remove, import_, sequences, knock):
     nfknock.add_command(_command)
 
 
