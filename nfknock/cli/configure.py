@@ -53,6 +53,8 @@ def check(settings: Settings, file: Path | None, strict: bool) -> int:
     """Say whether a configuration is right, and what is unwise about it."""
     path = file or settings.path
     config = load(path)
+    for note in config.notes:
+        click.echo(note, err=True)
     warnings = list(lint(config.doors, config.allowed_ports))
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
         warnings.append(f"others can read {path}, and the sequence is a secret; run: chmod 600 {path}")

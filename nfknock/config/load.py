@@ -10,11 +10,12 @@ from typing import Any
 from nfknock.config import sections
 from nfknock.config.baseline import read_baseline
 from nfknock.config.doors import read_doors
-from nfknock.config.toml import read_toml
+from nfknock.config.toml import parse_toml, read_file
 from nfknock.config.values import at, interface, network, path_beside
 from nfknock.core.model import Door, Port, Rule
 from nfknock.core.plan import Plan, knock_ports
 from nfknock.errors import ConfigError
+from nfknock.knockd import KnockdError, convert, looks_like_knockd
 
 DEFAULT_PATH = Path("/etc/nfknock/nfknock.toml")
 
@@ -43,6 +44,8 @@ class Config:
     log: Log
     warnings: tuple[str, ...] = ()
     """What was tolerated."""
+    notes: tuple[str, ...] = ()
+    """What became of the lines of a knockd.conf, in the words of `nfknock import`."""
 
     def door(self, name: str) -> Door:
         """Return the door of that name. Raises ConfigError that lists the names there are."""
@@ -54,20 +57,38 @@ class Config:
 
 
 def load(path: Path, *, needs_sequences: bool = True) -> Config:
-    """Read and check a configuration file. Raises ConfigError with the file, the key path and what would be right.
+    """Read and check a configuration file, ours or a knockd.conf.
+
+    Raises ConfigError with the file, the key path and what would be right.
 
     Without `needs_sequences` a door whose one-time sequences cannot be read stays shut, and a warning says so:
     whoever only wants to shut things, or to look, must not fail for that.
     """
-    raw = read_toml(path, "configuration")
+    content = read_file(path, "configuration")
+    notes: tuple[str, ...] = ()
+    # A file that is called .toml is meant to be one, whatever stands in it.
+    if path.suffix.lower() != ".toml" and looks_like_knockd(content.decode("latin-1")):
+        content, notes = _from_knockd(path, content)
+    raw = parse_toml(path, content)
     try:
-        return _config(path, raw, needs_sequences=needs_sequences)
+        return _config(path, raw, notes, needs_sequences=needs_sequences)
     except ValueError as exc:
         # A key or a value may have a line break in it.
         raise ConfigError(" ".join(f"{path}: {exc}".split())) from exc
 
 
-def _config(path: Path, raw: dict[str, Any], *, needs_sequences: bool) -> Config:
+def _from_knockd(path: Path, content: bytes) -> tuple[bytes, tuple[str, ...]]:
+    """Return the TOML that `nfknock import` would write, and its report."""
+    try:
+        conversion = convert(content)
+    except KnockdError as exc:
+        raise ConfigError(f"{path}: {exc}") from exc
+    # What is unwise about a sequence is what `check` says of any.
+    notes = [note for note in conversion.notes if not (note.kind == "unwise" and note.text.startswith("sequence: "))]
+    return conversion.text.encode(), tuple(f"{path}:{note.line}: {note.kind}: {note.text}" for note in notes)
+
+
+def _config(path: Path, raw: dict[str, Any], notes: tuple[str, ...], *, needs_sequences: bool) -> Config:
     for key in raw:
         if key not in _SECTIONS:
             raise ValueError(f"{key}: unknown key; known are {', '.join(_SECTIONS)}")
@@ -98,6 +119,7 @@ def _config(path: Path, raw: dict[str, Any], *, needs_sequences: bool) -> Config
         allowed_ports=open_to_all,
         log=Log(syslog=log.syslog, file=at("log.file", beside, log.file)),
         warnings=tuple(warnings),
+        notes=notes,
     )
 
 

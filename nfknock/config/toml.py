@@ -16,13 +16,24 @@ _TWICE = re.compile(r"Cannot declare \((?P<keys>.*)\) twice \(at (?P<line>line \
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
     """Return a file's tables; `what` is what an error calls it. Raises ConfigError."""
+    return parse_toml(path, read_file(path, what))
+
+
+def read_file(path: Path, what: str) -> bytes:
+    """Return what is in a file; `what` is what an error calls it. Raises ConfigError."""
     try:
-        return tomllib.loads(read_regular(path).decode())
+        return read_regular(path)
     except FileNotFoundError:
         mend = "; `nfknock init` writes one" if what == "configuration" else ""
         raise ConfigError(f"there is no {what} file {path}{mend}") from None
     except OSError as exc:
         raise ConfigError(f"the {what} file {path} cannot be read: {(exc.strerror or str(exc)).lower()}") from exc
+
+
+def parse_toml(path: Path, raw: bytes) -> dict[str, Any]:
+    """Return the tables of a file's content; `path` is for errors. Raises ConfigError."""
+    try:
+        return tomllib.loads(raw.decode())
     except UnicodeDecodeError as exc:
         line = exc.object.count(b"\n", 0, exc.start) + 1
         raise ConfigError(f"{path}: line {line} is not UTF-8 text") from exc

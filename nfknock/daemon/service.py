@@ -72,6 +72,9 @@ class Service:
         for task in (writing, *waiting):
             task.add_done_callback(self._end_with)
         loop.add_reader(self._reader.fileno(), self._read)
+        if self._config.notes:
+            count = len(self._config.notes)
+            logs.log.info("%s is a knockd.conf, read as `nfknock import` reads it: %d notes", self._config.path, count)
         logs.log.info("ready", extra=ON_STDERR)
         control.notify("READY=1")
         await asyncio.wait([self._ended])
