@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from nfknock.config import sections
 from nfknock.config.baseline import read_baseline
 from nfknock.config.doors import read_doors
 from nfknock.config.toml import parse_toml, read_file
-from nfknock.config.values import at, interface, network, path_beside
+from nfknock.config.values import at, interface, network, path_beside, ports
 from nfknock.core.model import Door, Port, Rule
 from nfknock.core.plan import Plan, knock_ports
 from nfknock.errors import ConfigError
@@ -124,17 +124,39 @@ def _config(path: Path, raw: dict[str, Any], notes: tuple[str, ...], *, needs_se
 
 
 def _allowed(entries: Iterable[str | int | sections.Allow]) -> tuple[tuple[Rule, ...], tuple[Port, ...]]:
-    """Return the rules, and the ports that are open to everybody."""
+    """Return the rules, in the order in which they are written, and the ports that are open to everybody."""
     rules: list[Rule] = []
     open_to_all: list[Port] = []
     for index, entry in enumerate(entries):
         path = f"firewall.allow[{index}]"
-        source = None
         if isinstance(entry, sections.Allow):
-            source = at(f"{path}.from", network, entry.source)
-            port = at(f"{path}.open", Port.parse, entry.open)
-        else:
-            port = at(path, Port.parse, entry)
-            open_to_all.append(port)
-        rules.append(Rule(comment=f"allow {port}", protocol=port.protocol, ports=(port.number,), source=source))
+            rules += _allowed_to_some(path, entry)
+            continue
+        port = at(path, Port.parse, entry)
+        open_to_all.append(port)
+        rules.append(Rule(comment=f"allow {port}", protocol=port.protocol, ports=(port.number,)))
     return tuple(rules), tuple(open_to_all)
+
+
+def _allowed_to_some(path: str, entry: sections.Allow) -> Iterator[Rule]:
+    """Yield a rule for each port from each network; without ports everything of those networks is let in."""
+    texts = [entry.source] if isinstance(entry.source, str) else entry.source
+    values = entry.open if isinstance(entry.open, list) else [entry.open] if entry.open is not None else None
+    if texts is None and entry.interface is None:
+        raise ValueError(f"{path}: the key 'from' is missing, or 'interface'")
+    for key, given in (("from", texts), ("open", values)):
+        if given == []:
+            raise ValueError(f"{path}.{key}: is empty; leave it out to mean all")
+    sources = [None] if texts is None else [at(f"{path}.from", network, text) for text in texts]
+    opened = [None] if values is None else ports(f"{path}.open", values)
+    name = at(f"{path}.interface", interface, entry.interface) if entry.interface is not None else None
+    for port in opened:
+        for source in sources:
+            what = f"allow {port}" if port else "allow everything"
+            yield Rule(
+                comment=what,
+                protocol=port.protocol if port else None,
+                ports=(port.number,) if port else (),
+                source=source,
+                interface=name,
+            )

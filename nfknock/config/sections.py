@@ -16,10 +16,11 @@ Duration = str | int | float
 
 
 class Allow(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """One entry of `firewall.allow` with an address."""
+    """One entry of `firewall.allow` that is not open to everybody."""
 
-    open: str | int
-    source: str = msgspec.field(name="from")
+    open: str | int | list[str | int] | None = None
+    source: str | list[str] | None = msgspec.field(name="from", default=None)
+    interface: str | None = None
 
 
 class Firewall(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):

@@ -221,3 +221,44 @@ def test_no_text_makes_it_raise_anything_else(scratch: Path, shape: str, text: s
         load(scratch)
     except ConfigError as exc:
         assert exc.exit_code == 2
+
+
+def test_what_is_allowed_to_some(tmp_path: Path) -> None:
+    config = read(
+        tmp_path,
+        DOOR
+        + """
+        [firewall]
+        allow = [
+            { open = ["22/tcp", "53/udp"], from = ["192.0.2.0/24", "2001:db8::/32"] },
+            { interface = "tun0" },
+            { open = 80, from = "192.0.2.7", interface = "eth1" },
+        ]
+        """,
+    )
+    assert [(str(rule.source), rule.interface, rule.protocol, rule.ports) for rule in config.plan.allowed] == [
+        ("192.0.2.0/24", None, "tcp", (22,)),
+        ("2001:db8::/32", None, "tcp", (22,)),
+        ("192.0.2.0/24", None, "udp", (53,)),
+        ("2001:db8::/32", None, "udp", (53,)),
+        ("None", "tun0", None, ()),
+        ("192.0.2.7/32", "eth1", "tcp", (80,)),
+    ]
+    assert config.allowed_ports == ()
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ('{ open = "22/tcp" }', "firewall.allow[0]: the key 'from' is missing, or 'interface'"),
+        ('{ open = [], from = "192.0.2.7" }', "firewall.allow[0].open: is empty; leave it out to mean all"),
+        ("{ from = [] }", "firewall.allow[0].from: is empty"),
+        ('{ open = 22, from = ["192.0.2.300"] }', "firewall.allow[0].from: '192.0.2.300' does not appear"),
+        ('{ open = 22, interface = "a b" }', "firewall.allow[0].interface: 'a b' is not the name of an interface"),
+        ('{ open = 22, from = "192.0.2.1/24" }', "firewall.allow[0].from: 192.0.2.1/24 has host bits set"),
+    ],
+)
+def test_what_is_wrong_with_an_allowed_one(tmp_path: Path, entry: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, DOOR + f"[firewall]\nallow = [{entry}]\n")
+    assert message in str(caught.value)
