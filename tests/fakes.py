@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from nfknock.backends import Change, FirewallState
-from nfknock.core.model import Hole, IPAddress
+from nfknock.core.model import Hole, IPAddress, Port
 from nfknock.core.plan import Plan
 from nfknock.errors import BackendError
 
@@ -61,10 +61,28 @@ class FakeBackend:
         self._fail()
         return list(self._holes.values())
 
-    def state(self) -> FirewallState:
+    def state(self, plan: Plan | None = None) -> FirewallState:  # noqa: ARG002  (it has one plan or none)
         self._fail()
         policy = "ACCEPT" if self._plan is None else "DROP"
-        return FirewallState(applied=self._plan is not None, policy={"ipv4": policy, "ipv6": policy})
+        damage = () if self._plan is not None else ("there is no plan",)
+        return FirewallState(policy={"ipv4": policy, "ipv6": policy}, damage=damage)
+
+    def repair(self, plan: Plan, holes: Iterable[Hole]) -> list[Hole]:
+        self._fail()
+        if self._plan is not None:
+            return []
+        self._plan = plan
+        now = self._clock()
+        missing = [hole for hole in holes if hole.key not in self._holes and not hole.is_expired(now)]
+        self._holes.update({hole.key: hole for hole in missing})
+        return missing
+
+    def clear_out(self, doors: Mapping[str, frozenset[Port]]) -> list[str]:
+        self._fail()
+        strange = [hole for hole in self._holes.values() if not set(hole.ports) <= doors.get(hole.door, frozenset())]
+        for hole in strange:
+            del self._holes[hole.key]
+        return [f"{hole.source}: {hole.door}: closed" for hole in strange]
 
     def _fail(self) -> None:
         if self.failure is not None:

@@ -6,11 +6,11 @@ contract suite (tests/kernel/test_backend_contract.py). CONTRIBUTING.md walks th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from nfknock.core.model import Family, Hole, IPAddress
+from nfknock.core.model import Family, Hole, IPAddress, Port
 from nfknock.core.plan import Plan
 
 
@@ -28,10 +28,16 @@ class Change:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirewallState:
-    """Whether nfknock's part stands, and each family's policy for incoming packets (None: no such family here)."""
+    """Each family's policy for incoming packets (None: no such family here), and what is wrong with nfknock's part."""
 
-    applied: bool
     policy: dict[Family, str | None]
+    damage: tuple[str, ...] = ()
+    """What somebody did to it, or that it is not there; empty if it stands."""
+
+    @property
+    def applied(self) -> bool:
+        """Whether nfknock's part stands."""
+        return not self.damage
 
 
 class Backend(Protocol):
@@ -66,8 +72,14 @@ class Backend(Protocol):
     def holes(self) -> list[Hole]:
         """Return every hole that stands in the firewall, expired ones that nobody has swept yet included."""
 
-    def state(self) -> FirewallState:
-        """Look whether what `apply` put in stands."""
+    def state(self, plan: Plan | None = None) -> FirewallState:
+        """Look whether what `apply` put in stands; every rule of it, if it was this plan."""
+
+    def repair(self, plan: Plan, holes: Iterable[Hole]) -> list[Hole]:
+        """Put back what somebody damaged, these holes with it where they are missing; return those that were."""
+
+    def clear_out(self, doors: Mapping[str, frozenset[Port]]) -> list[str]:
+        """Shut what is no hole of these doors (name and what it opens), or was edited; return a line for each."""
 
 
 def make_backend(name: str) -> Backend:

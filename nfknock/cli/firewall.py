@@ -12,7 +12,8 @@ from nfknock.cli.settings import Settings, pass_settings, warn
 from nfknock.config.durations import format_duration, parse_duration
 from nfknock.core.model import Hole, IPAddress, as_source
 from nfknock.core.sources import is_possible_source
-from nfknock.errors import ConfigError
+from nfknock.daemon import control
+from nfknock.errors import ConfigError, NfknockError
 
 
 @click.command()
@@ -29,6 +30,8 @@ def apply(settings: Settings, dry_run: bool, as_json: bool) -> None:
         for line in backend.apply(config.plan, dry_run=True).difference:
             click.echo(line)
     change = backend.apply(config.plan, dry_run=dry_run)
+    if not dry_run:
+        control.note_removed(removed=False)
     _report(change, as_json=as_json, warnings=warnings)
 
 
@@ -38,7 +41,14 @@ def apply(settings: Settings, dry_run: bool, as_json: bool) -> None:
 def remove(settings: Settings, as_json: bool) -> None:
     """Take everything that nfknock put in out again, and restore the INPUT policy that it found."""
     backend = make_backend(settings.backend)
-    _report(backend.remove(), as_json=as_json, warnings=[])
+    # Before, or the daemon would put back what it finds missing.
+    control.note_removed(removed=True)
+    try:
+        change = backend.remove()
+    except NfknockError:
+        control.note_removed(removed=False)
+        raise
+    _report(change, as_json=as_json, warnings=[])
 
 
 @click.command("open")
@@ -80,6 +90,7 @@ def close(settings: Settings, names: tuple[str, ...], everything: bool) -> None:
     door = names[0] if len(names) == 2 else None
     keys = [hole.key for hole in backend.holes() if source in (None, hole.source) and door in (None, hole.door)]
     closed = backend.close(keys)
+    control.note_closed()
     for hole in closed:
         click.echo(f"{hole.source}: {hole.door}: closed")
     if not closed:

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from nfknock.config import Config, load
+from nfknock.core.plan import Plan
 from nfknock.errors import NfknockError
 
 
@@ -34,6 +35,12 @@ class Settings:
         if not (self.is_chosen or self.path.exists()):
             return "iptables"
         return self.load(needs_sequences=False).backend
+
+    def plan(self) -> Plan | None:
+        """What the firewall should hold, None without a configuration where one would be."""
+        if not (self.is_chosen or self.path.exists()):
+            return None
+        return load(self.path, needs_sequences=False).plan
 
 
 pass_settings = click.make_pass_decorator(Settings)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nfknock.backends import make_backend
+from nfknock.backends import Backend, FirewallState, make_backend
 from nfknock.cli.settings import Settings, pass_settings, warn
 from nfknock.core.lint import FEW_LEFT
 from nfknock.core.model import Hole, IPAddress
+from nfknock.core.plan import Plan
 from nfknock.errors import NfknockError
 
 if TYPE_CHECKING:
@@ -36,8 +37,9 @@ def status(settings: Settings, as_json: bool) -> None:
 
 def collect(settings: Settings, now: float) -> dict[str, Any]:
     """Return the report that docs/status.schema.json describes, as of `now` (epoch seconds)."""
+    plan = settings.plan()
     backend = make_backend(settings.backend)
-    state = backend.state()
+    state = backend.state(plan)
     holes = sorted(
         (hole for hole in backend.holes() if not hole.is_expired(now)),
         key=lambda hole: (hole.door, hole.source.version, hole.source),
@@ -45,10 +47,18 @@ def collect(settings: Settings, now: float) -> dict[str, Any]:
     sessions = _sessions(holes)
     return {
         "version": 1,
-        "firewall": {"backend": backend.name, "applied": state.applied, "policy": dict(state.policy)},
+        "firewall": _firewall(backend, state, plan),
         "daemon": _daemon(),
         "holes": [_hole(hole, now, sessions.get(hole.key)) for hole in holes],
     }
+
+
+def _firewall(backend: Backend, state: FirewallState, plan: Plan | None) -> dict[str, Any]:
+    report = {"backend": backend.name, "applied": state.applied, "policy": dict(state.policy)}
+    if state.applied:
+        return report
+    difference = backend.apply(plan, dry_run=True).difference if plan else ()
+    return {**report, "damage": list(state.damage), "difference": list(difference)}
 
 
 def _daemon() -> dict[str, Any]:
@@ -98,6 +108,8 @@ def _print(report: dict[str, Any]) -> None:
     policy = ", ".join(f"{family} {value or 'absent'}" for family, value in firewall["policy"].items())
     place = "in place" if firewall["applied"] else "[red]NOT in place[/]: run `nfknock apply`"
     console.print(f"firewall  {place} ({firewall['backend']}; INPUT policy {policy})")
+    for line in firewall.get("damage", ()):
+        console.print(f"          {line}", markup=False)
     if daemon["running"]:
         counts = ", ".join(f"{daemon[key]} {key}" for key in ("knocks", "strays", "opened", "closed", "lost"))
         console.print(f"daemon    process {daemon['pid']}: {counts}")

@@ -37,6 +37,7 @@ class Config:
     path: Path
     backend: str
     reader: str
+    repair: bool
     doors: tuple[Door, ...]
     plan: Plan
     allowed_ports: tuple[Port, ...]
@@ -114,6 +115,7 @@ def _config(path: Path, raw: dict[str, Any], notes: tuple[str, ...], *, needs_se
         path=path,
         backend=firewall.backend,
         reader=reader.kind,
+        repair=firewall.repair,
         doors=doors,
         plan=plan,
         allowed_ports=open_to_all,

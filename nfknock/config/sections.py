@@ -30,6 +30,7 @@ class Firewall(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     interfaces: list[str] = []
     allow: list[str | int | Allow] = []
     rules: str = ""
+    repair: bool = True
 
 
 class Reader(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):

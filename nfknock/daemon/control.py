@@ -56,6 +56,39 @@ def sole_daemon() -> Iterator[None]:
         yield
 
 
+def is_removed() -> bool:
+    """Whether `nfknock remove` took the firewall out, so that it must not be put back."""
+    return _path("removed").exists()
+
+
+def note_removed(*, removed: bool) -> None:
+    """Let a running daemon know whether the firewall is out because somebody wished so. Raises DaemonError."""
+    path = _path("removed")
+    try:
+        if not removed:
+            path.unlink(missing_ok=True)
+        elif path.parent.exists():  # without it no daemon has ever run here
+            path.touch()
+    except OSError as exc:
+        raise DaemonError(f"telling the daemon by {path}: {(exc.strerror or str(exc)).lower()}") from exc
+
+
+def closed_at() -> float:
+    """When holes were last shut by hand, in epoch seconds; 0 if never."""
+    try:
+        return _path("closed").stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def note_closed() -> None:
+    """Let a running daemon know that holes are shut by hand, so that it does not put them back."""
+    path = _path("closed")
+    if path.parent.exists():
+        with contextlib.suppress(OSError):
+            path.touch()
+
+
 @contextlib.asynccontextmanager
 async def answering(describe: Callable[[], dict[str, Any]]) -> AsyncIterator[None]:
     """Answer those who ask for the daemon's counters, while the block runs."""

@@ -16,11 +16,11 @@ from typing import TypeVar
 from nfknock.backends import Backend
 from nfknock.core.model import Door, Hole, IPAddress
 from nfknock.core.plan import Plan
-from nfknock.daemon import logs
+from nfknock.daemon import control, logs
 from nfknock.errors import BackendError, DaemonError, LockHeldError
 
-# Legacy tables send no event when somebody changes them.
-_LOOK_EVERY = 5.0
+# Legacy tables send no event when somebody changes them, and within five seconds they are to be as they were.
+_LOOK_EVERY = 2.0
 # A knock that could not be carried out for so long is no longer what somebody is waiting for.
 _PATIENCE = 30.0
 # A closing is tried until it is done.
@@ -31,9 +31,12 @@ _Result = TypeVar("_Result")
 
 
 class Firewall:
-    """Opens and closes holes in the background and sweeps those whose time is over."""
+    """Opens and closes holes in the background, sweeps those whose time is over, and repairs what others damage."""
 
-    def __init__(self, make_backend: Callable[[], Backend], clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, make_backend: Callable[[], Backend], clock: Callable[[], float] = time.time, *, repair: bool = True
+    ) -> None:
+        self.repair = repair
         self.opened = 0
         self.closed = 0
         self._make_backend = make_backend
@@ -42,32 +45,41 @@ class Firewall:
         self._backend: Backend
         self._opening: dict[Key, tuple[Door, float]] = {}
         self._closing: set[Key] = set()
-        self._plan: Plan | None = None
+        self._plan: Plan
+        self._is_plan_due = False
+        self._holes: dict[Key, Hole] = {}
+        """As they stood when they were last looked at: what is put back when somebody flushes them."""
+        self._looked_at = 0.0
+        self._damage: tuple[str, ...] = ()
         self._wake = asyncio.Event()
         self._look_at = time.monotonic()
         self._is_stopping = False
 
-    async def start(self, plan: Plan) -> None:
+    async def start(self, plan: Plan, doors: Iterable[Door]) -> None:
         """Look whether the firewall is in place and bring it up to date. Raises BackendError, DaemonError."""
         self._backend = await self._call(self._make_backend)
         for warning in await self._call(self._backend.probe):
             logs.log.warning(warning)
-        await self.apply(plan)
-        holes = await self._call(self._backend.holes)
-        if holes:
-            logs.log.info("adopted %d open %s", len(holes), "hole" if len(holes) == 1 else "holes")
+        await self.apply(plan, doors)
+        self._remember(await self._call(self._backend.holes))
+        if self._holes:
+            logs.log.info("adopted %d open %s", len(self._holes), "hole" if len(self._holes) == 1 else "holes")
 
-    async def apply(self, plan: Plan) -> None:
-        """Bring the firewall to another plan. Raises BackendError, or DaemonError if it is not in place at all.
+    async def apply(self, plan: Plan, doors: Iterable[Door]) -> None:
+        """Bring the firewall to another plan, and shut what none of these doors opens.
 
-        Whoever took it out meant it: it is put back by `nfknock apply`, not by a daemon that reads its file anew.
+        Raises BackendError, or DaemonError if it is not in place at all: whoever took it out meant it, and it is put
+        back by `nfknock apply`, not by a daemon that reads its file anew.
         """
+        opens = {door.name: frozenset(door.opens) for door in doors}
         if await self._apply(plan):
             logs.log.info("the firewall was brought up to the configuration")
+        for line in await self._call(lambda: self._backend.clear_out(opens)):
+            logs.log.warning(line)
 
     def watch(self, plan: Plan) -> None:
         """Bring the firewall to another plan, as soon as it can be written."""
-        self._plan = plan
+        self._plan, self._is_plan_due = plan, True
         self._wake.set()
 
     def open(self, door: Door, source: IPAddress) -> None:
@@ -90,7 +102,7 @@ class Firewall:
             await self._write_closings()
             await self._write_plan()
             if time.monotonic() >= self._look_at:
-                await self._sweep()
+                await self._look()
         await self._write_openings()
         await self._write_closings()
         self._thread.shutdown()
@@ -115,7 +127,7 @@ class Firewall:
         if not holes:
             return
         try:
-            standing = await self._call(lambda: self._backend.open(holes))
+            standing = await self._open(holes)
         except LockHeldError as exc:
             # What was shut again meanwhile stays shut.
             waiting = {
@@ -127,6 +139,7 @@ class Firewall:
             for hole in holes:
                 logs.log.error("%s: %s: not opened: %s", hole.source, hole.door, exc)
         else:
+            self._holes.update({hole.key: hole for hole in standing})
             for hole in standing:
                 is_new = hole.opened_at == now
                 logs.log.info(logs.opened(hole, now, is_new=is_new))
@@ -144,31 +157,78 @@ class Firewall:
             self._closing |= wanted - self._opening.keys()
             self._try_again(str(exc))
 
+    async def _open(self, holes: list[Hole]) -> list[Hole]:
+        """Write holes; where the firewall was damaged, put it back first."""
+        try:
+            return await self._call(lambda: self._backend.open(holes))
+        except LockHeldError:
+            raise
+        except BackendError:
+            if not await self._repair():
+                raise
+            return await self._call(lambda: self._backend.open(holes))
+
     async def _apply(self, plan: Plan) -> bool:
-        if not (await self._call(self._backend.state)).applied:
+        if not (await self._call(self._backend.state)).applied and not self._may_repair():
             raise DaemonError("the firewall is not in place; run `nfknock apply` first")
-        return (await self._call(lambda: self._backend.apply(plan))).changed
+        changed = (await self._call(lambda: self._backend.apply(plan))).changed
+        self._plan = plan
+        return changed
 
     async def _write_plan(self) -> None:
-        plan, self._plan = self._plan, None
-        if plan is None:
+        if not self._is_plan_due:
             return
+        self._is_plan_due = False
         try:
-            await self._apply(plan)
+            await self._apply(self._plan)
         except LockHeldError as exc:
-            self._plan = self._plan or plan
+            self._is_plan_due = True
             self._try_again(str(exc))
         except (BackendError, DaemonError) as exc:
             logs.log.error("watching other knock ports: %s", exc)
 
-    async def _sweep(self) -> None:
-        """Take away holes whose time is over and find out when to look again."""
+    async def _look(self) -> None:
+        """Repair what was damaged, take away holes whose time is over and find out when to look again."""
         self._look_at = time.monotonic() + _LOOK_EVERY
         try:
+            await self._repair()
             self._note_closed(await self._call(self._backend.sweep))
-            self._look_again(await self._call(self._backend.holes))
+            holes = await self._call(self._backend.holes)
+            if not self._damage:
+                self._remember(holes)
+            self._look_again(holes)
         except BackendError as exc:
-            logs.log.warning("sweeping holes: %s", exc)
+            logs.log.warning("looking after the firewall: %s", exc)
+
+    async def _repair(self) -> bool:
+        """Put back what somebody damaged, if that is wished; True if something was. Raises BackendError."""
+        plan, holes = self._plan, list(self._holes.values())
+        known, self._damage = self._damage, (await self._call(lambda: self._backend.state(plan))).damage
+        if not self._damage:
+            return False
+        what = "; ".join(self._damage)
+        if not self._may_repair():
+            self._holes.clear()
+            if self._damage != known:
+                mend = "`nfknock apply` puts it back"
+                logs.log.error("the firewall was changed by somebody else, and stays so: %s; %s", what, mend)
+            return False
+        if control.closed_at() > self._looked_at:
+            # Somebody shut holes that we have not seen shut: better one knock more than a hole too many.
+            holes = []
+        back = await self._call(lambda: self._backend.repair(plan, holes))
+        self._damage = ()
+        count = f"{len(back)} {'hole' if len(back) == 1 else 'holes'}"
+        logs.log.error("the firewall was changed by somebody else: %s; put back, with %s", what, count)
+        return True
+
+    def _may_repair(self) -> bool:
+        # Whoever took it out with `nfknock remove` meant it.
+        return self.repair and not control.is_removed()
+
+    def _remember(self, holes: Iterable[Hole]) -> None:
+        self._looked_at = self._clock()
+        self._holes = {hole.key: hole for hole in holes}
 
     def _look_again(self, holes: Iterable[Hole]) -> None:
         """Be there when the first of these ends. Pauses are counted on a clock that nobody sets."""
@@ -179,6 +239,7 @@ class Firewall:
     def _note_closed(self, closed: Collection[Hole]) -> None:
         now = self._clock()
         for hole in closed:
+            self._holes.pop(hole.key, None)
             logs.log.info(logs.closed(hole, now if hole.closes_at is None else min(now, hole.closes_at)))
         self.closed += len(closed)
 

@@ -39,7 +39,7 @@ class Service:
         self._doors = {door.name: door for door in config.doors}
         self._tracker = Tracker(config.doors, config.allowed_ports)
         self._reader = make_reader(config.reader, config.plan)
-        self._firewall = Firewall(lambda: make_backend(config.backend))
+        self._firewall = Firewall(lambda: make_backend(config.backend), repair=config.repair)
         self._commands = CommandRunner()
         self._spender = Spender(self._let_in, self._follow)
         self._gate = logs.Gate()
@@ -58,7 +58,7 @@ class Service:
         self._reader.open()
         try:
             self._commands.prepare(self._config.doors)
-            await self._firewall.start(self._config.plan)
+            await self._firewall.start(self._config.plan, self._config.doors)
             self._commands.adopt()
             async with control.answering(self.describe):
                 await self._serve(loop)
@@ -205,7 +205,7 @@ class Service:
             reader = make_reader(config.reader, config.plan)
             reader.open()
         try:
-            await self._firewall.apply(config.plan)
+            await self._firewall.apply(config.plan, config.doors)
         except NfknockError:
             if reader is not self._reader:
                 reader.close()
@@ -213,6 +213,7 @@ class Service:
         if reader is not self._reader:
             self._exchange_reader(reader)
         reader.answer = config.plan.answer
+        self._firewall.repair = config.repair
         if config.log != self._config.log:
             self._outlets.reopen(config.log)
         self._config = config

@@ -183,7 +183,9 @@ def test_a_dry_run_prints_the_difference_and_touches_nothing(host: Lab) -> None:
     host.nfknock("apply")
     assert host.nfknock("apply", "--dry-run").stdout == "unchanged\n"
     host.configure(DOOR.replace("8443", "8444"))
-    difference = [line for line in host.nfknock("apply", "--dry-run").stdout.splitlines() if line[0] in "+-"]
+    lines = host.nfknock("apply", "--dry-run").stdout.splitlines()
+    # The jump in INPUT names the plan that stands behind it.
+    difference = [line for line in lines if line[0] in "+-" and "-A INPUT" not in line]
     assert [re.sub("-m comment.*?-j", "-j", line) for line in difference] == [
         "- -A NFKNOCK -p tcp -m tcp --dport 8443 -j ACCEPT",
         "+ -A NFKNOCK -p tcp -m tcp --dport 8444 -j ACCEPT",

@@ -6,17 +6,17 @@ import difflib
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
 from nfknock.backends import Change, FirewallState, tracking
-from nfknock.backends.iptables import layout, record, transaction
-from nfknock.backends.iptables.layout import FOUND, HOLES, INPUT, KNOCKS, MAIN, is_own
+from nfknock.backends.iptables import edits, record, transaction
+from nfknock.backends.iptables.edits import Wanted
+from nfknock.backends.iptables.layout import FOUND, HOLES, INPUT
 from nfknock.backends.tracking import Session
 from nfknock.backends.xtables import binding
-from nfknock.backends.xtables.binding import Encoded
 from nfknock.backends.xtables.table import FilterTable, NoTableError
 from nfknock.core.model import Family, Hole, IPAddress, Port, family_of
 from nfknock.core.plan import Plan
@@ -50,17 +50,10 @@ class IptablesBackend:
         return []
 
     def apply(self, plan: Plan, *, dry_run: bool = False) -> Change:
-        wanted = {
-            family: {
-                chain: [binding.encode(family, spec) for spec in specs]
-                for chain, specs in layout.chains(plan, family).items()
-            }
-            for family in self._tables
-        }
-        jumps = {family: binding.encode(family, layout.JUMP) for family in self._tables}
+        wanted = {family: Wanted.of(plan, family) for family in self._tables}
 
         def edit(table: FilterTable) -> bool:
-            return _bring_to(table, wanted[table.family], jumps[table.family])
+            return edits.bring_to(table, wanted[table.family])
 
         if dry_run:
             return self._compare(edit)
@@ -76,7 +69,7 @@ class IptablesBackend:
         warnings: dict[Family, str] = {}
 
         def edit(table: FilterTable) -> bool:
-            changed, warning = _take_out(table)
+            changed, warning = edits.take_out(table)
             warnings[table.family] = warning
             return changed
 
@@ -89,7 +82,7 @@ class IptablesBackend:
 
         def edit(table: FilterTable) -> bool:
             own = [hole for hole in wanted if family_of(hole.source) == table.family]
-            standing[table.family] = _dig(table, own, self._clock())
+            standing[table.family] = edits.dig(table, own, self._clock())
             return True
 
         transaction.change(self._tables_of(hole.source for hole in wanted), edit)
@@ -114,19 +107,46 @@ class IptablesBackend:
                 found += record.read_holes(table.entries(HOLES))
         return found
 
-    def state(self) -> FirewallState:
+    def state(self, plan: Plan | None = None) -> FirewallState:
         policy: dict[Family, str | None] = {"ipv4": None, "ipv6": None}
+        damage: list[str] = []
         for family, table in self._tables.items():
             table.refresh()
             policy[family] = table.policy(INPUT)
-        return FirewallState(applied=all(map(_stands, self._tables.values())), policy=policy)
+            damage += edits.damage(table, Wanted.of(plan, family) if plan else None)
+        return FirewallState(policy=policy, damage=tuple(damage))
+
+    def repair(self, plan: Plan, holes: Iterable[Hole]) -> list[Hole]:
+        live = [hole for hole in holes if not hole.is_expired(self._clock())]
+        wanted = {family: Wanted.of(plan, family) for family in self._tables}
+        missing: dict[Family, list[Hole]] = {}
+
+        def edit(table: FilterTable) -> bool:
+            if not edits.damage(table, wanted[table.family]):
+                return False
+            own = [hole for hole in live if family_of(hole.source) == table.family]
+            missing[table.family] = edits.put_back(table, wanted[table.family], own)
+            return True
+
+        self._change(edit)
+        return [hole for some in missing.values() for hole in some]
+
+    def clear_out(self, doors: Mapping[str, frozenset[Port]]) -> list[str]:
+        gone: dict[Family, list[str]] = {}
+
+        def edit(table: FilterTable) -> bool:
+            gone[table.family] = edits.clear_out(table, doors)
+            return bool(gone[table.family])
+
+        self._change(edit)
+        return [line for some in gone.values() for line in some]
 
     def _bleak(self) -> tuple[str, ...]:
         """Warn of what `remove` will put back, where that shuts the host off."""
         return tuple(
             f"{family}: INPUT had policy DROP and no rule; `nfknock remove` will restore just that"
             for family, table in self._tables.items()
-            if FOUND["DROP"] in table.chains() and _is_bare(table)
+            if FOUND["DROP"] in table.chains() and edits.is_bare(table)
         )
 
     def _tables_of(self, sources: Iterable[IPAddress]) -> list[FilterTable]:
@@ -139,7 +159,7 @@ class IptablesBackend:
         closed: dict[Family, list[Hole]] = {}
 
         def edit(table: FilterTable) -> bool:
-            closed[table.family] = _fill_in(table, is_meant)
+            closed[table.family] = edits.fill_in(table, is_meant)
             return bool(closed[table.family])
 
         transaction.change(tables, edit)
@@ -153,9 +173,9 @@ class IptablesBackend:
         lines: list[str] = []
         for table in self._tables.values():
             table.refresh()
-            before = _saved(table)
+            before = edits.saved(table)
             edit(table)
-            after = _saved(table)
+            after = edits.saved(table)
             table.refresh()
             changed = [line for line in difflib.ndiff(before, after) if line[0] in "+-"]
             lines += [f"# {table.family}", *changed] if changed else []
@@ -174,108 +194,6 @@ def has_ipv6() -> bool:
 def _example(family: Family) -> Hole:
     source = ip_address("192.0.2.2" if family == "ipv4" else "2001:db8::2")
     return Hole(door="example", source=source, ports=(Port(1), Port(1, "udp")), opened_at=0.0, closes_at=1.0)
-
-
-def _bring_to(table: FilterTable, wanted: dict[str, list[Encoded]], jump: Encoded) -> bool:
-    """Edit a table so that it holds our part; False if it did already."""
-    chains = table.chains()
-    new = [name for name in (MAIN, HOLES, KNOCKS) if name not in chains]
-    if not set(FOUND.values()) & set(chains):
-        new.append(FOUND[table.policy(INPUT)])
-    for chain in new:
-        table.create_chain(chain)
-    outdated = [chain for chain, rules in wanted.items() if not table.holds(chain, rules)]
-    for chain in outdated:
-        table.fill(chain, (rule.entry for rule in wanted[chain]))
-    entries = table.entries(INPUT)
-    misplaced = [entry.jump for entry in entries].count(MAIN) != 1 or not jump.equals(entries[0])
-    if misplaced:
-        table.set_jumps(INPUT, MAIN, [(0, jump.entry)])
-    is_open = table.policy(INPUT) != "DROP"
-    if is_open:
-        table.set_policy(INPUT, "DROP")
-    return bool(new or outdated or misplaced or is_open)
-
-
-def _take_out(table: FilterTable) -> tuple[bool, str]:
-    """Edit a table so that nothing of ours is left; say whether there was anything, and what to warn of."""
-    own = [name for name in table.chains() if is_own(name)]
-    if not own:
-        return False, ""
-    warning = _restore_policy(table, [policy for policy, chain in FOUND.items() if chain in own])
-    table.set_jumps(INPUT, MAIN, ())
-    for chain in own:
-        table.fill(chain, ())
-    for chain in own:
-        table.delete_chain(chain)
-    return True, warning
-
-
-def _restore_policy(table: FilterTable, found: list[str]) -> str:
-    """Give INPUT its policy back; return a warning where it is not known, or shuts the host off."""
-    if len(found) == 1:
-        table.set_policy(INPUT, found[0])
-        if found == ["DROP"] and _is_bare(table):
-            return f"{table.family}: INPUT has policy DROP and no rule again, as it was found: nothing new comes in"
-        return ""
-    if _is_bare(table):
-        # Nothing says what it was. DROP without a rule would lock everybody out, and there is no rule to be undone.
-        table.set_policy(INPUT, "ACCEPT")
-        return f"{table.family}: nothing tells which policy INPUT had; it is ACCEPT now, since no rule is there"
-    return f"{table.family}: nothing tells which policy INPUT had; it stays {table.policy(INPUT)}"
-
-
-def _is_bare(table: FilterTable) -> bool:
-    """Whether INPUT has no rule but ours."""
-    return all(entry.jump == MAIN for entry in table.entries(INPUT))
-
-
-def _dig(table: FilterTable, holes: Iterable[Hole], now: float) -> list[Hole]:
-    """Edit a table so that these holes are open; return them as they then stand."""
-    if not _stands(table):
-        raise BackendError("the firewall is not in place; run `nfknock apply` first")
-    wanted = {hole.key: hole for hole in holes}
-    sources = {hole.source.packed for hole in wanted.values()}
-    near = [entry for entry in table.entries(HOLES) if entry.packed_source in sources]
-    same = [(entry, part) for entry, part in record.parts(near) if part.key in wanted]
-    for entry, _part in same:
-        table.delete(HOLES, entry)
-    for older in record.read_holes(entry for entry, part in same if not part.is_expired(now)):
-        wanted[older.key] = wanted[older.key].renewed(older)
-    for hole in wanted.values():
-        for entry in record.entries_of(hole):
-            table.append(HOLES, entry)
-    return list(wanted.values())
-
-
-def _fill_in(table: FilterTable, is_meant: Callable[[Hole], bool]) -> list[Hole]:
-    """Edit a table so that the holes that are meant are gone; return them."""
-    if HOLES not in table.chains():
-        return []
-    mine = [entry for entry, hole in record.parts(table.entries(HOLES)) if is_meant(hole)]
-    for entry in mine:
-        table.delete(HOLES, entry)
-    return record.read_holes(mine)
-
-
-def _stands(table: FilterTable) -> bool:
-    """Whether packets come to our chains, and to a closed door last.
-
-    Another rule may stand in front of our jump: fail2ban puts its own there whenever it starts.
-    """
-    return (
-        any(entry.jump == MAIN for entry in table.entries(INPUT))
-        and table.policy(INPUT) == "DROP"
-        and {MAIN, HOLES, KNOCKS} <= set(table.chains())
-        and any(entry.jump == KNOCKS for entry in table.entries(MAIN))
-    )
-
-
-def _saved(table: FilterTable) -> list[str]:
-    """Our part of a table, and INPUT, in iptables-save notation without counters."""
-    chains = [name for name in table.chains() if is_own(name)]
-    heads = [f":{INPUT} {table.policy(INPUT)}", *(f":{name} -" for name in chains)]
-    return heads + [line for chain in (INPUT, *chains) for line in table.describe(chain)]
 
 
 def _adopt(known: frozenset[Session]) -> tuple[frozenset[Session], tuple[str, ...]]:

@@ -6,7 +6,9 @@ What none of them takes goes back to INPUT, to the host's own rules and in the e
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from hashlib import blake2s
 from ipaddress import ip_network
 
 from nfknock.backends.xtables.binding import Options, Spec
@@ -26,7 +28,23 @@ _PORTS_A_RULE = 15
 
 _OWN = frozenset((MAIN, HOLES, KNOCKS, *FOUND.values()))
 
-JUMP = Spec(jump=MAIN, matches=(("comment", (("comment", "nfknock: holes and knocks"),)),))
+_JUMP_COMMENT = re.compile(r"nfknock: holes and knocks \(plan (?P<digest>[0-9a-f]{8})\)")
+
+
+def digest(plan: Plan, family: Family) -> str:
+    """Return what tells one plan's rules from another's."""
+    return blake2s(repr(chains(plan, family)).encode(), digest_size=4).hexdigest()
+
+
+def jump(digest: str) -> Spec:
+    """Return the jump from INPUT. It says which plan stands behind it: a rule that differs from that was changed."""
+    return Spec(jump=MAIN, matches=(("comment", (("comment", f"nfknock: holes and knocks (plan {digest})"),)),))
+
+
+def read_digest(comment: str) -> str:
+    """Return which plan a jump's comment names, "" if none."""
+    match = _JUMP_COMMENT.fullmatch(comment)
+    return match["digest"] if match else ""
 
 
 def is_own(chain: str) -> bool:

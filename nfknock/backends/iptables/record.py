@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 
 from nfknock.backends.iptables import layout
 from nfknock.backends.xtables import binding
+from nfknock.backends.xtables.binding import Encoded
 from nfknock.backends.xtables.entry import Entry
 from nfknock.core.model import Hole, IPAddress, Port, family_of
 
@@ -26,12 +27,17 @@ _NEVER = "never"
 
 def entries_of(hole: Hole) -> list[Entry]:
     """Return the rules of a hole, ready to be added to its family's table."""
+    first, *others = [rule.entry for rule in encode(hole)]
+    # A renewed hole goes on counting; which of its rules had counted what is not worth a line.
+    return [first.with_counters(hole.packets, hole.bytes), *others]
+
+
+def encode(hole: Hole) -> list[Encoded]:
+    """Return the rules of a hole, ready for comparing."""
     comment = f"nfknock hole {hole.door} opened {_instant(hole.opened_at)} closes {_instant(hole.closes_at)}"
     family = family_of(hole.source)
     specs = [layout.hole_spec(port, str(hole.source), comment, _last_second(hole.closes_at)) for port in hole.ports]
-    entries = [binding.encode(family, spec).entry for spec in specs]
-    # A renewed hole goes on counting; which of its rules had counted what is not worth a line.
-    return [entries[0].with_counters(hole.packets, hole.bytes), *entries[1:]]
+    return [binding.encode(family, spec) for spec in specs]
 
 
 def read_holes(entries: Iterable[Entry]) -> list[Hole]:
