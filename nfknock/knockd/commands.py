@@ -21,7 +21,7 @@ _READERS: Final[dict[str, Callable[[Sequence[str]], Action]]] = {
 }
 # They change the firewall too, but never open a port for an address by themselves.
 _OTHER_FIREWALLS: Final = frozenset(
-    ("ipset", "pfctl", "iptables-restore", "ip6tables-restore", "ipfw", "csf", "shorewall", "apf")
+    ("ipset", "pfctl", "iptables-restore", "ip6tables-restore", "ipfw", "csf", "shorewall", "apf", "knock_add")
 )
 _SHELLS: Final = frozenset(("sh", "bash", "dash", "ash", "ksh", "zsh"))
 _VERBS: Final = frozenset(

@@ -135,10 +135,14 @@ def split(text: str) -> Script:
 def positional(script: str) -> str:
     """Return the script with every `%IP%` as the shell's `"$1"`, quoted for where it stands.
 
-    An address pasted into a script is a script of the sender's; a positional argument never is.
+    What is pasted into a script becomes part of it; a positional argument never does. Only what is escaped between
+    backquotes, where backslashes count twice, stays as it is: an address has no character that a shell minds.
     """
+    if "`" in script and f"\\{ADDRESS}" in script:
+        return script
     out: list[str] = []
-    # What we are inside of; only the last counts. "(" and "`" begin anew, even between double quotes.
+    # What we are inside of; only the last counts. "(" and "`" begin anew, even between double quotes. A comment ends
+    # with the line, which is all there is, so what becomes of an address in it does not matter.
     inside = [""]
     at = 0
     while at < len(script):
@@ -149,8 +153,6 @@ def positional(script: str) -> str:
         if inside[-1] != "'" and script[at] == "\\":
             piece = _escaped(script, at, inside[-1])
             at += 1 if script.startswith(ADDRESS, at + 1) else 2
-        elif _is_comment(script, at, inside):
-            return "".join(out) + script[at:].replace(ADDRESS, "$1")
         else:
             piece = _enter_or_leave(script, at, inside)
             at += len(piece)
@@ -163,10 +165,6 @@ def _escaped(script: str, at: int, inside: str) -> str:
     if script.startswith(ADDRESS, at + 1):
         return "\\\\" if inside == '"' else ""
     return script[at : at + 2]
-
-
-def _is_comment(script: str, at: int, inside: list[str]) -> bool:
-    return script[at] == "#" and inside == [""] and (at == 0 or script[at - 1] in " \t;&|()")
 
 
 def _enter_or_leave(script: str, at: int, inside: list[str]) -> str:
