@@ -100,7 +100,7 @@ def _report_mismatch(start: Command, stop: Command, report: Report) -> None:
         text = (
             f"it speaks to {stop.action.program} and {start.key} to {start.action.program}, so knockd never closed it"
         )
-    elif start.condition != stop.condition:
+    elif stop.action.ports and start.condition != stop.condition:
         text = f"it does not name the rule as {start.key} does; what counts is the port, which is the same"
     else:
         return

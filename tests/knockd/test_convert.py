@@ -222,6 +222,24 @@ def test_a_stop_that_is_written_otherwise_is_a_close(start: str, stop: str, text
     assert any(line.startswith("8 changed: ") and text in line for line in notes(conversion))
 
 
+HANDLE = (
+    'nft delete rule inet filter input handle $(nft -a list chain inet filter input | grep "%IP%" '
+    "| grep -o 'handle [0-9]*' | awk '{print $2}')"
+)
+
+
+def test_an_nft_rule_that_is_deleted_by_its_handle_is_closed() -> None:
+    start = "start_command = nft add rule inet filter input ip saddr %IP% tcp dport 22 accept"
+    timed = convert(config(door(start, f"stop_command = {HANDLE}", "cmd_timeout = 60")))
+    assert doors_of(timed)["ssh"]["open_timeout"] == 60
+    assert any(line.startswith("8 changed: it looks for the rule by its address") for line in notes(timed))
+    closing = door(f"command = {HANDLE}", name="close", sequence=REVERSED)
+    assert "close_sequence" in doors_of(convert(config(door(start), closing)))["ssh"]
+    assert "close_sequence" not in doors_of(convert(config(door(OPEN), closing)))["ssh"]
+    everybody = HANDLE.replace("%IP%", "dport 22")
+    assert "open" not in doors_of(convert(config(door(start, f"stop_command = {everybody}"))))["ssh"]
+
+
 @pytest.mark.parametrize(
     "stop",
     [
