@@ -32,6 +32,7 @@ class Conversion:
 
 def looks_like_knockd(text: str) -> bool:
     """Whether a configuration is knockd's: sequences without quotes, and no table of ours."""
+    text = text.replace("\r", "\n")
     return bool(_KNOCKD_KEY.search(text)) and not _OUR_TABLE.search(text)
 
 

@@ -135,36 +135,37 @@ def split(text: str) -> Script:
 def positional(script: str) -> str:
     """Return the script with every `%IP%` as the shell's `"$1"`, quoted for where it stands.
 
-    What is pasted into a script becomes part of it; a positional argument never does. Only what is escaped between
-    backquotes, where backslashes count twice, stays as it is: an address has no character that a shell minds.
+    What is pasted into a script becomes part of it, which an argument never does. Only an escaped one in a script with
+    backquotes stays: backslashes count twice there, and an address has no character that a shell minds.
     """
     if "`" in script and f"\\{ADDRESS}" in script:
         return script
     out: list[str] = []
-    # What we are inside of; only the last counts. "(" and "`" begin anew, even between double quotes. A comment ends
-    # with the line, which is all there is, so what becomes of an address in it does not matter.
+    # What we are inside of; only the last counts. "(" and "`" begin anew, even between double quotes.
+    # Not a comment: that goes on to the end of all there is, so what becomes of an address in it does not matter.
     inside = [""]
     at = 0
     while at < len(script):
         if script.startswith(ADDRESS, at):
-            out.append({'"': "$1", "'": "'\"$1\"'"}.get(inside[-1], '"$1"'))
-            at += len(ADDRESS)
-            continue
-        if inside[-1] != "'" and script[at] == "\\":
-            piece = _escaped(script, at, inside[-1])
-            at += 1 if script.startswith(ADDRESS, at + 1) else 2
+            piece, step = {'"': "$1", "'": "'\"$1\"'"}.get(inside[-1], '"$1"'), len(ADDRESS)
+        elif inside[-1] != "'" and script[at] == "\\":
+            piece, step = _escaped(script, at, inside[-1])
         else:
             piece = _enter_or_leave(script, at, inside)
-            at += len(piece)
+            step = len(piece)
         out.append(piece)
+        at += step
     return "".join(out)
 
 
-def _escaped(script: str, at: int, inside: str) -> str:
-    """A backslash and what it escapes; before `%IP%` it must not come to stand before what replaces that."""
+def _escaped(script: str, at: int, inside: str) -> tuple[str, int]:
+    """What a backslash and what it escapes become, and how many characters that were.
+
+    Before `%IP%` it must not come to stand before what replaces that.
+    """
     if script.startswith(ADDRESS, at + 1):
-        return "\\\\" if inside == '"' else ""
-    return script[at : at + 2]
+        return "\\\\" if inside == '"' else "", 1
+    return script[at : at + 2], 2
 
 
 def _enter_or_leave(script: str, at: int, inside: list[str]) -> str:

@@ -245,7 +245,9 @@ def test_a_url_behind_the_log_file() -> None:
     assert any(line.startswith("3 unwise: logfile: ") for line in notes(conversion))
 
 
-@pytest.mark.parametrize("text", [TUTORIAL, "[a]\n\tSEQUENCE=1\n", "[a]\none_time_sequences = /f\n"])
+@pytest.mark.parametrize(
+    "text", [TUTORIAL, TUTORIAL.replace("\n", "\r"), "[a]\n\tSEQUENCE=1\n", "[a]\none_time_sequences = /f\n"]
+)
 def test_what_looks_like_knockds(text: str) -> None:
     assert looks_like_knockd(text)
 
