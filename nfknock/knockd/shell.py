@@ -172,13 +172,16 @@ def _enter_or_leave(script: str, at: int, inside: list[str]) -> str:
     """Follow one character, or `$(`, into and out of quotes; return it."""
     char = script[at]
     is_quoted = inside[-1] in ("'", '"')
-    if inside[-1] == "'":
+    if char == "`" and "`" in inside:
+        # The next backquote ends the command, whatever quotes are still open in it.
+        del inside[inside.index("`") :]
+    elif inside[-1] == "'":
         if char == "'":
             inside.pop()
     elif script.startswith("$(", at):
         inside.append("(")
         return "$("
-    elif char == inside[-1] and char in '"`':
+    elif char == inside[-1] == '"':
         inside.pop()
     elif char == "`" or (char in "'\"(" and not is_quoted):
         inside.append(char)

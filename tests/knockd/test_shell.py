@@ -51,6 +51,7 @@ def test_words_are_those_of_a_shell(text: str, words: list[str]) -> None:
         ("a; # at %IP%", 'a; # at "$1"'),
         ("awk '/%IP%/ {print $2}'", "awk '/'\"$1\"'/ {print $2}'"),
         (r"echo `echo \\%IP%`", r"echo `echo \\%IP%`"),
+        ("a `b '` %IP%", 'a `b \'` "$1"'),
         ("(echo '%IP%')", "(echo ''\"$1\"'')"),
     ],
 )
