@@ -23,8 +23,9 @@ class UnfitError(Exception):
 class Action:
     """What one command does.
 
-    `reason` says why an "other" is no opening and no closing. `remarks` say what a hole does not carry over.
-    `seconds` is the command's own time limit. `program` is the firewall's program, empty for any other command.
+    A closing without `ports` closes whatever its program opened for the address. `reason` says why an "other" is no
+    opening and no closing. `remarks` say what a hole does not carry over. `seconds` is the command's own time limit.
+    `program` is the firewall's program, empty for any other command.
     """
 
     deed: Deed
@@ -40,6 +41,8 @@ class Action:
             return False
         if self.ports == opening.ports:
             return True
+        if not self.ports:
+            return self.program == opening.program
         mine, theirs = ({port.number for port in each.ports} for each in (self, opening))
         return mine == theirs and self.program == opening.program == "ufw"
 

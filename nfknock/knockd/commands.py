@@ -21,7 +21,7 @@ _READERS: Final[dict[str, Callable[[Sequence[str]], Action]]] = {
 }
 # They change the firewall too, but never open a port for an address by themselves.
 _OTHER_FIREWALLS: Final = frozenset(
-    ("ipset", "pfctl", "iptables-restore", "ip6tables-restore", "ipfw", "csf", "shorewall", "apf")
+    ("ipset", "pfctl", "iptables-restore", "ip6tables-restore", "ipfw", "csf", "shorewall", "apf", "knock_add")
 )
 _SHELLS: Final = frozenset(("sh", "bash", "dash", "ash", "ksh", "zsh"))
 _VERBS: Final = frozenset(
@@ -30,6 +30,12 @@ _VERBS: Final = frozenset(
 
 # What people write in place of %IP%, and what knockd passes on as it stands.
 _ODD_ADDRESS: Final = re.compile(r"%%+IP%|%IP%%+|%IP(?!%)|(?<!%)\bIP%|%ip%", re.ASCII)
+# How people delete a rule with nft, which knows rules by their handles alone: look for the address, take the handle.
+_BY_HANDLE: Final = re.compile(
+    r"(?:\S*sudo\s+)?(?:\S*/)?nft\s+delete\s+rule\s+(?:[\w-]+\s+){2,3}handle\s+\"?"
+    rf"\$\((?:sudo\s+)?(?:\S*/)?nft\s[^|;&]*\blist\b[^|;&]*\|[^;&<>`()]*{ADDRESS}[^;&<>`]*\)\"?",
+    re.ASCII,
+)
 _RELOADS: Final = (("firewall-cmd", "--reload"), ("ufw", "reload"))
 
 
@@ -66,6 +72,9 @@ def recognise(text: str) -> Action:
     """Say what a command does: opens ports for %IP%, closes them, or something else and why."""
     if odd := _ODD_ADDRESS.search(text):
         return Action(deed="other", reason=f"{odd[0]} looks wrong; knockd replaces %IP% alone", program=_program(text))
+    if _BY_HANDLE.fullmatch(text):
+        remark = "it looks for the rule by its address; a hole needs no looking for"
+        return Action(deed="closes", remarks=(remark,), program="nft")
     script = _unwrapped(split(text))
     if script.needs_shell or not script.parts:
         return Action(deed="other", program=_program(text))

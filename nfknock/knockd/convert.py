@@ -14,6 +14,7 @@ from nfknock.knockd.doors import Draft, draft, judge, name_doors
 from nfknock.knockd.pairs import pair
 from nfknock.knockd.reader import Section, Source, decode, read
 from nfknock.knockd.report import KnockdError, Note, Report
+from nfknock.knockd.shell import ADDRESS
 from nfknock.knockd.toml import render
 
 # Keys whose value stands without quotes, which is no TOML.
@@ -31,6 +32,7 @@ class Conversion:
 
 def looks_like_knockd(text: str) -> bool:
     """Whether a configuration is knockd's: sequences without quotes, and no table of ours."""
+    text = text.replace("\r", "\n")
     return bool(_KNOCKD_KEY.search(text)) and not _OUR_TABLE.search(text)
 
 
@@ -42,7 +44,7 @@ def convert(raw: bytes, *, is_exact: bool = False) -> Conversion:
     report = Report()
     source = read(decode(raw, report), report)
     if not source.doors:
-        raise KnockdError(source.options.line, "there is no door in this file")
+        raise KnockdError(source.options.line or 1, "there is no door in this file")
     names = name_doors(source.doors, report)
     drafts = [
         judge(draft(section, name, report, is_exact=is_exact))
@@ -99,7 +101,7 @@ def _report_mismatch(start: Command, stop: Command, report: Report) -> None:
         text = (
             f"it speaks to {stop.action.program} and {start.key} to {start.action.program}, so knockd never closed it"
         )
-    elif start.condition != stop.condition:
+    elif stop.action.ports and start.condition != stop.condition:
         text = f"it does not name the rule as {start.key} does; what counts is the port, which is the same"
     else:
         return
@@ -136,9 +138,10 @@ def _report_commands(door: Draft, report: Report) -> None:
 
 
 def _how(command: Command) -> str:
-    if command.shell:
-        return f', run as {command.arguments[0]} -c with the address as "$1", because of {command.shell}'
-    return ""
+    if not command.shell:
+        return ""
+    address = "" if any(ADDRESS in word for word in command.arguments[:-1]) else ' with the address as "$1"'
+    return f", run as {command.arguments[0]} -c{address}, because of {command.shell}"
 
 
 def _why(door: Draft, command: Command) -> str:
@@ -193,7 +196,7 @@ def _options(options: Section, report: Report) -> tuple[str, str]:
         report.add(loser.line, "left out", f"{loser.written}: knockd takes the first, in line {interfaces[0].line}")
     if not interfaces:
         text = "no interface: knockd listens on eth0 alone, nfknock on all but loopback"
-        report.add(options.line, "changed", text)
+        report.add(options.line or 1, "changed", text)
     files = [setting for setting in options.settings if setting.key == "logfile"]
     for loser in files[:-1]:
         report.add(loser.line, "left out", f"{loser.written}: line {files[-1].line} overrules it")

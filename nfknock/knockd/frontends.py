@@ -13,6 +13,9 @@ from nfknock.knockd.services import numbers, usual_ports
 
 _PROFILES: Final = {"openssh": "ssh", "www": "http", "www full": "http,https"}
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600}
+_TAKE_VALUE: Final = ("--zone", "--timeout", "--add-rich-rule", "--remove-rich-rule")
+_RICH_WORDS: Final = ("rule", "source", "port", "service", "accept")
+_RICH_KEYS: Final = ("family", "priority", "address", "port", "protocol", "name")
 _RICH: Final = re.compile(r"--(?P<verb>add|remove)-rich-rule")
 
 
@@ -116,8 +119,8 @@ def firewall_cmd(words: Sequence[str]) -> Action:
     seconds: int | None = None
     while rest:
         name, equals, value = rest.pop(0).partition("=")
-        if name in ("--zone", "--timeout", "--add-rich-rule", "--remove-rich-rule") and not equals:
-            value = rest.pop(0) if rest else ""
+        if not equals and name in _TAKE_VALUE and rest:
+            value = rest.pop(0)
         if match := _RICH.fullmatch(name):
             if rule is not None:
                 raise UnfitError("it has several rich rules")
@@ -130,9 +133,7 @@ def firewall_cmd(words: Sequence[str]) -> Action:
             remarks.append("--permanent goes: a hole ends")
         elif name not in ("-q", "--quiet"):
             raise UnfitError(_about_firewall_cmd(name))
-    if rule is None:
-        raise UnfitError("it has no rich rule, and no other kind can be for %IP% and a port")
-    deed, text = rule
+    deed, text = rule or ("other", "")
     return Action(deed=deed, ports=_rich_rule(text, deed), remarks=tuple(remarks), seconds=seconds)
 
 
@@ -153,6 +154,8 @@ def _seconds(text: str) -> int:
 
 def _rich_rule(text: str, deed: Deed) -> frozenset[Port]:
     """Read `rule family=ipv4 source address=%IP% port port=22 protocol=tcp accept`. Raises UnfitError."""
+    if not text:
+        raise UnfitError("it has no rich rule, and no other kind can be for %IP% and a port")
     try:
         words = shlex.split(text)
     except ValueError as exc:
@@ -160,10 +163,14 @@ def _rich_rule(text: str, deed: Deed) -> frozenset[Port]:
     values: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")
-        known = ("family", "priority", "address", "port", "protocol", "name") if equals else _RICH_WORDS
-        if key not in known:
+        if key not in (_RICH_KEYS if equals else _RICH_WORDS):
             raise UnfitError(f"{word!r} in its rich rule is something that a hole cannot say")
-        values |= {key: value} if equals else {f"{key} ": ""}
+        # A word alone is kept apart from a key of the same name: `port port="22"`.
+        values[key if equals else f"{key} "] = value
+    return _rich_ports(values, deed)
+
+
+def _rich_ports(values: dict[str, str], deed: Deed) -> frozenset[Port]:
     if "accept " not in values:
         raise UnfitError("its rich rule does not say accept")
     if "address" not in values:
@@ -175,9 +182,6 @@ def _rich_rule(text: str, deed: Deed) -> frozenset[Port]:
     if "port" not in values or "protocol" not in values:
         raise UnfitError(f"it names no port, so it {deed} everything for that source")
     return ports_of(values["port"], values["protocol"].lower())
-
-
-_RICH_WORDS: Final = ("rule", "source", "port", "service", "accept")
 
 
 def _service(name: str) -> frozenset[Port]:

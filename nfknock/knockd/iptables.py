@@ -34,7 +34,7 @@ _LONG: Final = {
 }
 _TAKE_VALUE: Final = frozenset(
     (
-        *("-A", "-I", "-D", "-P", "-F", "-t", "-s", "-p", "-i", "-m", "-j"),
+        *("-A", "-I", "-D", "-P", "-t", "-s", "-p", "-i", "-m", "-j"),
         *("--dport", "--dports", "--state", "--ctstate", "--comment"),
     )
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from nfknock.knockd.report import KnockdError, Report, quote
@@ -24,6 +24,8 @@ _SYSLOG = "usesyslog"
 # knockd itself reads no longer line than a path may be, and no file has as many doors.
 _LONGEST_LINE = 8192
 _MOST_DOORS = 256
+_MOST_LINES = 20_000
+_MOST_NAMED = 20
 
 _HEADER = re.compile(r"\[(?P<name>.*)\]")
 _HEADER_WITH_COMMENT = re.compile(r"\[(?P<name>[^]]*)\]\s*#.*")
@@ -55,7 +57,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A whole file. There may be several [options]; `options` has all their settings."""
+    """A whole file. `options` has the settings of every [options]; its line is 0 if there is none."""
 
     options: Section
     doors: tuple[Section, ...]
@@ -78,46 +80,47 @@ def decode(raw: bytes, report: Report) -> str:
 
 def read(text: str, report: Report) -> Source:
     """Split the text into sections. Raises KnockdError."""
-    options: list[Setting] = []
-    sections: list[Section] = []
-    settings: list[Setting] | None = None
-    first_options = 0
+    # The one of [options] first, whether it is there or not.
+    found: list[tuple[int, str, list[Setting]]] = [(0, "options", [])]
+    now: list[Setting] | None = None
     has_syslog = False
     for line, words in _lines(text, report):
         if (name := _header(line, words, report)) is not None:
-            settings = options if name == "options" else []
-            if name == "options":
-                first_options = first_options or line
-            else:
-                sections.append(Section(line, name))
-                if len(sections) > _MOST_DOORS:
-                    raise KnockdError(line, f"is door {len(sections)}; at most {_MOST_DOORS} can be imported")
-        elif settings is None:
+            now = _enter(found, line, name)
+        elif now is None:
             raise KnockdError(line, f"{quote(words)} stands before the first [section]")
         elif words.lower() == _SYSLOG:
             has_syslog = True
-        elif (setting := _setting(line, words, report, is_option=settings is options)) is not None:
-            settings.append(setting)
-            if settings is not options:
-                last = sections[-1]
-                sections[-1] = Section(last.line, last.name, tuple(settings))
-    return Source(Section(first_options or 1, "options", tuple(options)), tuple(sections), has_syslog)
+        elif (setting := _setting(line, words, report, is_option=now is found[0][2])) is not None:
+            now.append(setting)
+    options, *doors = (Section(line, name, tuple(settings)) for line, name, settings in found)
+    return Source(options, tuple(doors), has_syslog)
+
+
+def _enter(found: list[tuple[int, str, list[Setting]]], line: int, name: str) -> list[Setting]:
+    """Return where the settings of a section go; all [options] are one. Raises KnockdError."""
+    if name == "options":
+        found[0] = (found[0][0] or line, name, found[0][2])
+        return found[0][2]
+    if len(found) > _MOST_DOORS:
+        raise KnockdError(line, f"is door {len(found)}; at most {_MOST_DOORS} can be imported")
+    found.append((line, name, []))
+    return found[-1][2]
 
 
 def _lines(text: str, report: Report) -> Iterator[tuple[int, str]]:
     """Yield what is neither empty nor a comment, with continuations joined to the line that they continue."""
     lines = [line.strip() for line in text.split("\n")]
-    comments = [number for number, line in enumerate(lines, 1) if line.startswith("#")]
-    if comments:
-        numbers = ", ".join(map(str, comments[:20])) + (", …" if len(comments) > 20 else "")
-        report.add(comments[0], "left out", f"comments are not carried over ({_plural('line', comments)} {numbers})")
+    if len(lines) > _MOST_LINES:
+        raise KnockdError(_MOST_LINES + 1, f"the file is longer than {_MOST_LINES} lines")
+    _report_comments(lines, report)
     at = 0
     while at < len(lines):
         line, words = at + 1, lines[at]
         at += 1
         if not words or words.startswith("#"):
             continue
-        while words.endswith("\\") and "=" in words:
+        while words.endswith("\\") and "=" in words and len(words) <= _LONGEST_LINE:
             words = words[:-1].rstrip()
             if at >= len(lines) or not _continues(lines[at]):
                 report.add(line, "changed", "the backslash at its end continues nothing and is left out")
@@ -125,11 +128,16 @@ def _lines(text: str, report: Report) -> Iterator[tuple[int, str]]:
             report.add(at + 1, "changed", f"continues line {line} (knockd does not know that, and refuses the file)")
             words = f"{words} {lines[at]}"
             at += 1
-            if len(words) > _LONGEST_LINE:
-                break
         if len(words) > _LONGEST_LINE:
             raise KnockdError(line, f"is longer than {_LONGEST_LINE} characters")
         yield line, words
+
+
+def _report_comments(lines: Sequence[str], report: Report) -> None:
+    found = [number for number, line in enumerate(lines, 1) if line.startswith("#")]
+    if found:
+        which = ", ".join(map(str, found[:_MOST_NAMED])) + (", …" if len(found) > _MOST_NAMED else "")
+        report.add(found[0], "left out", f"comments are not carried over ({_plural('line', found)} {which})")
 
 
 def _plural(word: str, things: list[int]) -> str:
@@ -167,9 +175,10 @@ def _setting(line: int, words: str, report: Report, *, is_option: bool) -> Setti
     known = OPTION_KEYS if is_option else DOOR_KEYS
     if key not in known:
         place = "[options]" if is_option else "a door"
-        near = difflib.get_close_matches(key, known, 1, 0.8)
+        near = difflib.get_close_matches(key, known, 1, 0.87)
         hint = f"; is {near[0]} meant?" if near else ""
-        report.add(line, "left out", f"{quote(words)}: knockd has no such key in {place}{hint}")
+        # Not its value: the keys of forks are secrets.
+        report.add(line, "left out", f"{quote(written)}: knockd has no such key in {place}{hint}")
         return None
     if key not in COMMAND_KEYS and (comment := _COMMENT.search(value)):
         report.add(line, "changed", f"{written}: the comment behind the value is left out")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,23 +45,22 @@ class Report:
     __slots__ = ("_notes",)
 
     def __init__(self) -> None:
-        # A dictionary for its order; nothing is said twice.
-        self._notes: dict[Note, None] = {}
+        # By line; the inner dictionaries are for their order, and nothing is said twice.
+        self._notes: dict[int, dict[Note, None]] = {}
 
     def add(self, line: int, kind: Kind, text: str) -> None:
         """Add a note; it is made fit for a terminal here, so that no step can forget to."""
-        self._notes[Note(line, kind, visible(text))] = None
+        self._notes.setdefault(line, {})[Note(line, kind, visible(text))] = None
 
     def extend(self, line: int, kind: Kind, texts: Iterable[str]) -> None:
         """Add several notes about one line."""
         for text in texts:
             self.add(line, kind, text)
 
-    def about(self, lines: Iterable[int], kinds: Iterable[Kind]) -> list[Note]:
+    def about(self, lines: Iterable[int], kinds: Collection[Kind]) -> list[Note]:
         """Return the notes of these kinds about these lines, in the order of the source."""
-        lines, kinds = frozenset(lines), frozenset(kinds)
-        return [note for note in self.sorted() if note.line in lines and note.kind in kinds]
+        return [note for line in sorted(lines) for note in self._notes.get(line, ()) if note.kind in kinds]
 
     def sorted(self) -> tuple[Note, ...]:
         """Return all notes in the order of the source, and about one line in the order they were made."""
-        return tuple(sorted(self._notes, key=lambda note: note.line))
+        return tuple(note for line in sorted(self._notes) for note in self._notes[line])

@@ -135,51 +135,53 @@ def split(text: str) -> Script:
 def positional(script: str) -> str:
     """Return the script with every `%IP%` as the shell's `"$1"`, quoted for where it stands.
 
-    An address pasted into a script is a script of the sender's; a positional argument never is.
+    What is pasted into a script becomes part of it, which an argument never does. Only an escaped one in a script with
+    backquotes stays: backslashes count twice there, and an address has no character that a shell minds.
     """
+    if "`" in script and f"\\{ADDRESS}" in script:
+        return script
     out: list[str] = []
     # What we are inside of; only the last counts. "(" and "`" begin anew, even between double quotes.
+    # Not a comment: that goes on to the end of all there is, so what becomes of an address in it does not matter.
     inside = [""]
     at = 0
     while at < len(script):
         if script.startswith(ADDRESS, at):
-            out.append({'"': "$1", "'": "'\"$1\"'"}.get(inside[-1], '"$1"'))
-            at += len(ADDRESS)
-            continue
-        if inside[-1] != "'" and script[at] == "\\":
-            piece = _escaped(script, at, inside[-1])
-            at += 1 if script.startswith(ADDRESS, at + 1) else 2
-        elif _is_comment(script, at, inside):
-            return "".join(out) + script[at:].replace(ADDRESS, "$1")
+            piece, step = {'"': "$1", "'": "'\"$1\"'"}.get(inside[-1], '"$1"'), len(ADDRESS)
+        elif inside[-1] != "'" and script[at] == "\\":
+            piece, step = _escaped(script, at, inside[-1])
         else:
             piece = _enter_or_leave(script, at, inside)
-            at += len(piece)
+            step = len(piece)
         out.append(piece)
+        at += step
     return "".join(out)
 
 
-def _escaped(script: str, at: int, inside: str) -> str:
-    """A backslash and what it escapes; before `%IP%` it must not come to stand before what replaces that."""
+def _escaped(script: str, at: int, inside: str) -> tuple[str, int]:
+    """What a backslash and what it escapes become, and how many characters that were.
+
+    Before `%IP%` it must not come to stand before what replaces that.
+    """
     if script.startswith(ADDRESS, at + 1):
-        return "\\\\" if inside == '"' else ""
-    return script[at : at + 2]
-
-
-def _is_comment(script: str, at: int, inside: list[str]) -> bool:
-    return script[at] == "#" and inside == [""] and (at == 0 or script[at - 1] in " \t;&|()")
+        return "\\\\" if inside == '"' else "", 1
+    return script[at : at + 2], 2
 
 
 def _enter_or_leave(script: str, at: int, inside: list[str]) -> str:
     """Follow one character, or `$(`, into and out of quotes; return it."""
     char = script[at]
     is_quoted = inside[-1] in ("'", '"')
-    if inside[-1] == "'":
+    if char == "`" and "`" in inside:
+        # The next backquote ends the command, whatever quotes are still open in it.
+        del inside[inside.index("`") :]
+    elif inside[-1] == "'":
         if char == "'":
             inside.pop()
     elif script.startswith("$(", at):
         inside.append("(")
         return "$("
-    elif char == inside[-1] and char in '"`':
+    elif char == inside[-1] == '"':
         inside.pop()
     elif char == "`" or (char in "'\"(" and not is_quoted):
         inside.append(char)

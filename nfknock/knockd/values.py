@@ -109,6 +109,8 @@ def interface(setting: Setting, report: Report) -> str:
             f"{setting.written}: {quote(name)} is no interface; nfknock listens on all but loopback",
         )
         return ""
+    if name != setting.value:
+        report.add(setting.line, "changed", f"{setting.written}: the quotes go")
     return name
 
 
