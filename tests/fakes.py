@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from nfknock.backends import Change, FirewallState
+from nfknock.backends import Change, FirewallState, Strange
 from nfknock.core.model import Hole, IPAddress, Port
 from nfknock.core.plan import Plan
 from nfknock.errors import BackendError
@@ -77,12 +77,12 @@ class FakeBackend:
         self._holes.update({hole.key: hole for hole in missing})
         return missing
 
-    def clear_out(self, doors: Mapping[str, frozenset[Port]]) -> list[str]:
+    def clear_out(self, doors: Mapping[str, frozenset[Port]]) -> list[Strange]:
         self._fail()
         strange = [hole for hole in self._holes.values() if not set(hole.ports) <= doors.get(hole.door, frozenset())]
         for hole in strange:
             del self._holes[hole.key]
-        return [f"{hole.source}: {hole.door}: closed" for hole in strange]
+        return [Strange(hole=hole, reason="no door opens it") for hole in strange]
 
     def _fail(self) -> None:
         if self.failure is not None:

@@ -40,6 +40,17 @@ class FirewallState:
         return not self.damage
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strange:
+    """A rule among the holes that had no place there and was taken out; `hole` is what it seemed to be, if anything."""
+
+    hole: Hole | None
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.hole.source}: {self.hole.door}: closed: {self.reason}" if self.hole else self.reason
+
+
 class Backend(Protocol):
     """The verbs. Every one raises BackendError, and then the firewall is as it was.
 
@@ -78,8 +89,8 @@ class Backend(Protocol):
     def repair(self, plan: Plan, holes: Iterable[Hole]) -> list[Hole]:
         """Put back what somebody damaged, these holes with it where they are missing; return those that were."""
 
-    def clear_out(self, doors: Mapping[str, frozenset[Port]]) -> list[str]:
-        """Shut what is no hole of these doors (name and what it opens), or was edited; return a line for each."""
+    def clear_out(self, doors: Mapping[str, frozenset[Port]]) -> list[Strange]:
+        """Shut what is no hole of these doors (name and what it opens), or was edited; say what that was."""
 
 
 def make_backend(name: str) -> Backend:

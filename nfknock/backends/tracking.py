@@ -85,20 +85,73 @@ def count_sessions(holes: Sequence[Hole]) -> dict[tuple[str, IPAddress], int]:
     return counts
 
 
+def cut_sessions(holes: Sequence[Hole]) -> int:
+    """Forget the tracked sessions of each hole's source to the ports that it opened, and return of how many.
+
+    Their next packets are new to the kernel, and what nothing opens is dropped. Raises TrackingError.
+    """
+    meant = {(hole.source, port) for hole in holes for port in hole.ports}
+    cut = 0
+    for family in {_FAMILIES[hole.source.version] for hole in holes}:
+        with _conntrack(family) as conntrack:
+            flows = [original for original, _entry in _originals(conntrack) if meant & set(_ends(original))]
+            cut += sum(_forget(conntrack, family, original) for original in flows)
+    return cut
+
+
 def _flows(conntrack: Any) -> Iterator[tuple[IPAddress, Port]]:
     """Yield who began each tracked session that was answered, and to which port."""
+    for original, entry in _originals(conntrack):
+        if not (entry.get_attr("CTA_STATUS") or 0) & _SEEN_REPLY:
+            continue
+        begun, _answered = _ends(original)
+        if begun[1].protocol == "tcp" and _tcp_state(entry) != _TCP_ESTABLISHED:
+            continue  # closed already, and remembered for a while
+        yield begun
+
+
+def _originals(conntrack: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield the original direction of each TCP or UDP session, and its entry."""
     for entry in conntrack.dump():
         original = entry.get_attr("CTA_TUPLE_ORIG")
-        if original is None or not (entry.get_attr("CTA_STATUS") or 0) & _SEEN_REPLY:
+        if original is None:
             continue
-        addresses, transport = original.get_attr("CTA_TUPLE_IP"), original.get_attr("CTA_TUPLE_PROTO")
-        source = addresses.get_attr("CTA_IP_V4_SRC") or addresses.get_attr("CTA_IP_V6_SRC")
-        protocol = _PROTOCOL_NAMES.get(transport.get_attr("CTA_PROTO_NUM"))
-        number = transport.get_attr("CTA_PROTO_DST_PORT")
-        if protocol == "tcp" and _tcp_state(entry) != _TCP_ESTABLISHED:
-            continue  # closed already, and remembered for a while
-        if protocol and number:
-            yield as_source(source), Port(number, protocol)
+        transport = original.get_attr("CTA_TUPLE_PROTO")
+        ports = (transport.get_attr("CTA_PROTO_SRC_PORT"), transport.get_attr("CTA_PROTO_DST_PORT"))
+        if transport.get_attr("CTA_PROTO_NUM") in _PROTOCOL_NAMES and all(ports):
+            yield original, entry
+
+
+def _ends(original: Any) -> tuple[tuple[IPAddress, Port], tuple[IPAddress, Port]]:
+    """Return who began a session and to which port, and the same as if the other side had begun it."""
+    addresses, transport = original.get_attr("CTA_TUPLE_IP"), original.get_attr("CTA_TUPLE_PROTO")
+    source = addresses.get_attr("CTA_IP_V4_SRC") or addresses.get_attr("CTA_IP_V6_SRC")
+    target = addresses.get_attr("CTA_IP_V4_DST") or addresses.get_attr("CTA_IP_V6_DST")
+    protocol = _PROTOCOL_NAMES[transport.get_attr("CTA_PROTO_NUM")]
+    ports = (Port(transport.get_attr(f"CTA_PROTO_{end}_PORT"), protocol) for end in ("DST", "SRC"))
+    return (as_source(source), next(ports)), (as_source(target), next(ports))
+
+
+def _forget(conntrack: Any, family: int, original: Any) -> bool:
+    from pyroute2.netlink.exceptions import NetlinkError
+    from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple
+
+    (source, port), (target, source_port) = _ends(original)
+    meant = NFCTAttrTuple(
+        family=family,
+        saddr=str(source),
+        daddr=str(target),
+        proto={"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}[port.protocol],
+        sport=source_port.number,
+        dport=port.number,
+    )
+    try:
+        conntrack.entry("del", tuple_orig=meant)
+    except NetlinkError as exc:
+        if exc.code == errno.ENOENT:
+            return False  # it ended meanwhile
+        raise
+    return True
 
 
 def _tcp_state(entry: Any) -> int | None:

@@ -82,7 +82,10 @@ def open_(settings: Settings, door: str, source: str, duration: str | None) -> N
 @click.option("--all", "everything", is_flag=True, help="Close every hole.")
 @pass_settings
 def close(settings: Settings, names: tuple[str, ...], everything: bool) -> None:
-    """Close what is open for the address SOURCE, at DOOR or at every door. Established sessions go on."""
+    """Close what is open for the address SOURCE, at DOOR or at every door.
+
+    Established sessions go on, but at doors with cut_sessions.
+    """
     if everything == bool(names) or len(names) > 2:
         raise click.UsageError("give an address, a door and an address, or --all", click.get_current_context())
     backend = make_backend(settings.backend)
@@ -91,10 +94,22 @@ def close(settings: Settings, names: tuple[str, ...], everything: bool) -> None:
     keys = [hole.key for hole in backend.holes() if source in (None, hole.source) and door in (None, hole.door)]
     closed = backend.close(keys)
     control.note_closed()
+    _cut(settings, closed)
     for hole in closed:
         click.echo(f"{hole.source}: {hole.door}: closed")
     if not closed:
         warn("nothing was open there")
+
+
+def _cut(settings: Settings, closed: list[Hole]) -> None:
+    """End the sessions that came through these holes, at doors where that is wished."""
+    cutting = {door.name for door in settings.doors() if door.cut_sessions}
+    meant = [hole for hole in closed if hole.door in cutting]
+    if meant:
+        from nfknock.backends.tracking import cut_sessions
+
+        count = cut_sessions(meant)
+        click.echo(f"{count} {'session was' if count == 1 else 'sessions were'} cut")
 
 
 def _report(change: Change, *, as_json: bool, warnings: list[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from nfknock.config import Config, load
+from nfknock.core.model import Door
 from nfknock.core.plan import Plan
 from nfknock.errors import NfknockError
 
@@ -32,15 +33,21 @@ class Settings:
     @property
     def backend(self) -> str:
         """The configured backend; without a configuration where one would be, the default one."""
-        if not (self.is_chosen or self.path.exists()):
+        if not self._is_there:
             return "iptables"
         return self.load(needs_sequences=False).backend
 
     def plan(self) -> Plan | None:
         """What the firewall should hold, None without a configuration where one would be."""
-        if not (self.is_chosen or self.path.exists()):
-            return None
-        return load(self.path, needs_sequences=False).plan
+        return load(self.path, needs_sequences=False).plan if self._is_there else None
+
+    def doors(self) -> tuple[Door, ...]:
+        """The doors, none without a configuration where one would be."""
+        return load(self.path, needs_sequences=False).doors if self._is_there else ()
+
+    @property
+    def _is_there(self) -> bool:
+        return self.is_chosen or self.path.exists()
 
 
 pass_settings = click.make_pass_decorator(Settings)

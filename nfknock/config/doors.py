@@ -76,6 +76,7 @@ class _Reader:
                 target=at(f"{path}.target", as_source, section.target) if section.target else None,
                 commands=self._commands(),
                 one_time=self._one_time(close_sequence),
+                cut_sessions=section.cut_sessions,
             ),
             self._name,
         )
@@ -91,6 +92,8 @@ class _Reader:
             raise ValueError(f"{path}.one_time_sequences: there is a sequence already; a door has one or the other")
         if section.one_time_look_ahead is not None and section.one_time_sequences is None:
             raise ValueError(f"{path}.one_time_look_ahead: there are no one_time_sequences here")
+        if section.cut_sessions and section.open is None:
+            raise ValueError(f"{path}.cut_sessions: this door opens no port")
         starts = (section.start_command, section.start_command_6, section.stop_command, section.stop_command_6)
         if section.open is None and starts == (None, None, None, None):
             raise ValueError(f"{path}: the key 'open' is missing, or a start_command")

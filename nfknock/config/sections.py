@@ -66,6 +66,7 @@ class Door(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     stop_command_6: list[str] | None = None
     cmd_timeout: Duration | None = None
     run_timeout: Duration | None = None
+    cut_sessions: bool = False
 
 
 class BaselineRule(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):

@@ -180,6 +180,8 @@ class Door:
     target: IPAddress | None = None
     commands: Commands | None = None
     one_time: OneTimeSequences | None = None
+    cut_sessions: bool = False
+    """Whether shutting it early ends the sessions that came through it, too."""
 
     def __post_init__(self) -> None:
         if not _DOOR_NAME.fullmatch(self.name):

@@ -20,7 +20,7 @@ class Plan:
 
     In this order: `baseline` (what every host needs), `allowed` (open to everybody or to somebody), holes, and the
     `knock_ports`, whose packets go to the `queue`. With `interfaces`, holes and knocks count on those alone.
-    `answer` is what becomes of a knock packet.
+    `answer` is what becomes of a knock packet. Sessions to `cut_ports` are not taken up again once they were cut.
     """
 
     baseline: tuple[Rule, ...]
@@ -29,8 +29,14 @@ class Plan:
     queue: int
     answer: Answer = "drop"
     interfaces: tuple[str, ...] = ()
+    cut_ports: tuple[Port, ...] = ()
 
 
 def knock_ports(doors: Iterable[Door]) -> tuple[Port, ...]:
     """Every port that any door listens to, in a fixed order."""
     return tuple(sorted({port for door in doors for port in door.knock_ports}))
+
+
+def cut_ports(doors: Iterable[Door]) -> tuple[Port, ...]:
+    """Every port whose sessions are cut when a door is shut early, in a fixed order."""
+    return tuple(sorted({port for door in doors if door.cut_sessions for port in door.opens}))

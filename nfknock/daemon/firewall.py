@@ -13,11 +13,11 @@ from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from nfknock.backends import Backend
+from nfknock.backends import Backend, tracking
 from nfknock.core.model import Door, Hole, IPAddress
 from nfknock.core.plan import Plan
 from nfknock.daemon import control, logs
-from nfknock.errors import BackendError, DaemonError, LockHeldError
+from nfknock.errors import BackendError, DaemonError, LockHeldError, NfknockError
 
 # Legacy tables send no event when somebody changes them, and within five seconds they are to be as they were.
 _LOOK_EVERY = 2.0
@@ -45,6 +45,8 @@ class Firewall:
         self._backend: Backend
         self._opening: dict[Key, tuple[Door, float]] = {}
         self._closing: set[Key] = set()
+        self._cutting: frozenset[str] = frozenset()
+        """The doors whose sessions are cut when they are shut early."""
         self._plan: Plan
         self._is_plan_due = False
         self._holes: dict[Key, Hole] = {}
@@ -71,11 +73,18 @@ class Firewall:
         Raises BackendError, or DaemonError if it is not in place at all: whoever took it out meant it, and it is put
         back by `nfknock apply`, not by a daemon that reads its file anew.
         """
+        doors = tuple(doors)
         opens = {door.name: frozenset(door.opens) for door in doors}
+        cutting = frozenset(door.name for door in doors if door.cut_sessions)
         if await self._apply(plan):
             logs.log.info("the firewall was brought up to the configuration")
-        for line in await self._call(lambda: self._backend.clear_out(opens)):
-            logs.log.warning(line)
+        strange = await self._call(lambda: self._backend.clear_out(opens))
+        for each in strange:
+            logs.log.warning("%s", each)
+        # A door that is gone is shut early, as it was wished when it was there.
+        self._cutting |= cutting
+        await self._cut([each.hole for each in strange if each.hole])
+        self._cutting = cutting
 
     def watch(self, plan: Plan) -> None:
         """Bring the firewall to another plan, as soon as it can be written."""
@@ -151,7 +160,9 @@ class Firewall:
         if not wanted:
             return
         try:
-            self._note_closed(await self._call(lambda: self._backend.close(wanted)))
+            closed = await self._call(lambda: self._backend.close(wanted))
+            self._note_closed(closed)
+            await self._cut(closed)
         except BackendError as exc:
             # What was opened again meanwhile stays open.
             self._closing |= wanted - self._opening.keys()
@@ -186,6 +197,19 @@ class Firewall:
             self._try_again(str(exc))
         except (BackendError, DaemonError) as exc:
             logs.log.error("watching other knock ports: %s", exc)
+
+    async def _cut(self, closed: Iterable[Hole]) -> None:
+        """End the sessions that came through these holes, at doors where that is wished."""
+        meant = [hole for hole in closed if hole.door in self._cutting]
+        if not meant:
+            return
+        try:
+            count = await self._call(lambda: tracking.cut_sessions(meant))
+        except NfknockError as exc:
+            logs.log.error("cutting sessions: %s", exc)
+            return
+        sources = ", ".join(sorted({str(hole.source) for hole in meant}))
+        logs.log.info("%s: %d %s cut", sources, count, "session was" if count == 1 else "sessions were")
 
     async def _look(self) -> None:
         """Repair what was damaged, take away holes whose time is over and find out when to look again."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
-from nfknock.backends import Change, FirewallState, tracking
+from nfknock.backends import Change, FirewallState, Strange, tracking
 from nfknock.backends.iptables import edits, record, transaction
 from nfknock.backends.iptables.edits import Wanted
 from nfknock.backends.iptables.layout import FOUND, HOLES, INPUT
@@ -131,15 +131,15 @@ class IptablesBackend:
         self._change(edit)
         return [hole for some in missing.values() for hole in some]
 
-    def clear_out(self, doors: Mapping[str, frozenset[Port]]) -> list[str]:
-        gone: dict[Family, list[str]] = {}
+    def clear_out(self, doors: Mapping[str, frozenset[Port]]) -> list[Strange]:
+        gone: dict[Family, list[Strange]] = {}
 
         def edit(table: FilterTable) -> bool:
             gone[table.family] = edits.clear_out(table, doors)
             return bool(gone[table.family])
 
         self._change(edit)
-        return [line for some in gone.values() for line in some]
+        return [each for some in gone.values() for each in some]
 
     def _bleak(self) -> tuple[str, ...]:
         """Warn of what `remove` will put back, where that shuts the host off."""

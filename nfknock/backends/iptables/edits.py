@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from nfknock.backends import Strange
 from nfknock.backends.iptables import layout, record
 from nfknock.backends.iptables.layout import FOUND, HOLES, INPUT, KNOCKS, MAIN, is_own
 from nfknock.backends.xtables import binding
@@ -152,20 +153,20 @@ def put_back(table: FilterTable, wanted: Wanted, holes: Iterable[Hole]) -> list[
     return missing
 
 
-def clear_out(table: FilterTable, doors: Mapping[str, frozenset[Port]]) -> list[str]:
-    """Edit a table so that every hole's rule is one that nfknock wrote for one of these doors; name those that go."""
+def clear_out(table: FilterTable, doors: Mapping[str, frozenset[Port]]) -> list[Strange]:
+    """Edit a table so that every hole's rule is one that nfknock wrote for one of these doors; return those that go."""
     if HOLES not in table.chains():
         return []
     parts = {id(entry): hole for entry, hole in record.parts(table.entries(HOLES))}
-    gone: dict[str, None] = {}
+    gone: list[Strange] = []
     seen: set[object] = set()
     for entry in table.entries(HOLES):
         hole = parts.get(id(entry))
         reason = _why_strange(entry, hole, doors, seen)
         if reason:
             table.delete(HOLES, entry)
-            gone[f"{hole.source}: {hole.door}: closed: {reason}" if hole else f"{table.family}: {reason}"] = None
-    return list(gone)
+            gone.append(Strange(hole=hole, reason=reason if hole else f"{table.family}: {reason}"))
+    return gone
 
 
 def _why_strange(entry: Entry, hole: Hole | None, doors: Mapping[str, frozenset[Port]], seen: set[object]) -> str:

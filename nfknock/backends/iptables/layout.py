@@ -58,12 +58,31 @@ def chains(plan: Plan, family: Family) -> dict[str, list[Spec]]:
 
 
 def _main(plan: Plan, family: Family) -> Iterator[Spec]:
+    yield from _cuts(plan)
     for rule in (*plan.baseline, *plan.allowed):
         if rule.concerns(family):
             yield _spec(rule, family)
     for chain, what in ((HOLES, "holes"), (KNOCKS, "knocks")):
         for interface in plan.interfaces or (None,):
             yield Spec(jump=chain, interface=interface, matches=(_comment(what),))
+
+
+def _cuts(plan: Plan) -> Iterator[Spec]:
+    """Keep sessions from being taken up again that were cut.
+
+    A service that goes on sending makes the kernel track the session anew, with the service as the one who began it.
+    What its client answers would then belong to an established session.
+    """
+    protocols: tuple[Protocol, ...] = ("tcp", "udp")
+    for protocol in protocols:
+        numbers = [port.number for port in plan.cut_ports if port.protocol == protocol]
+        for some in _portions(numbers):
+            answers: tuple[str, Options] = ("conntrack", (("ctdir", "REPLY"),))
+            yield Spec(
+                jump="DROP",
+                protocol=protocol,
+                matches=(*_transport(protocol, None, some), answers, _comment("sessions that were cut")),
+            )
 
 
 def _knocks(plan: Plan, family: Family) -> Iterator[Spec]:
