@@ -77,6 +77,14 @@ class FakeBackend:
         self._holes.update({hole.key: hole for hole in missing})
         return missing
 
+    def remember(self) -> Callable[[], None]:
+        plan = self._plan
+
+        def take_back() -> None:
+            self._plan = plan
+
+        return take_back
+
     def clear_out(self, doors: Mapping[str, frozenset[Port]]) -> list[Strange]:
         self._fail()
         strange = [hole for hole in self._holes.values() if not set(hole.ports) <= doors.get(hole.door, frozenset())]

@@ -6,7 +6,7 @@ contract suite (tests/kernel/test_backend_contract.py). CONTRIBUTING.md walks th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -88,6 +88,9 @@ class Backend(Protocol):
 
     def repair(self, plan: Plan, holes: Iterable[Hole]) -> list[Hole]:
         """Put back what somebody damaged, these holes with it where they are missing; return those that were."""
+
+    def remember(self) -> Callable[[], None]:
+        """Remember nfknock's part as it is now; what is returned takes everything but holes back to that."""
 
     def clear_out(self, doors: Mapping[str, frozenset[Port]]) -> list[Strange]:
         """Shut what is no hole of these doors (name and what it opens), or was edited; say what that was."""

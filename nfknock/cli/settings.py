@@ -9,9 +9,10 @@ from pathlib import Path
 import click
 
 from nfknock.config import Config, load
+from nfknock.config.durations import parse_duration
 from nfknock.core.model import Door
 from nfknock.core.plan import Plan
-from nfknock.errors import NfknockError
+from nfknock.errors import ConfigError, NfknockError
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +24,9 @@ class Settings:
     """Whether somebody named the configuration, or it is only where it would be."""
     is_verbose: bool
 
-    def load(self, *, needs_sequences: bool = True) -> Config:
-        """Read the configuration, and say what was tolerated. Raises ConfigError."""
-        config = load(self.path, needs_sequences=needs_sequences)
+    def load(self, content: bytes | None = None, *, needs_sequences: bool = True) -> Config:
+        """Read the configuration, or `content` in its place, and say what was tolerated. Raises ConfigError."""
+        config = load(self.path, content, needs_sequences=needs_sequences)
         for line in config.warnings:
             warn(line)
         return config
@@ -69,3 +70,15 @@ def write_secret(path: Path, text: str) -> None:
         raise NfknockError(f"writing {path}: {(exc.strerror or str(exc)).lower()}") from exc
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
+
+
+def duration_of(option: str, text: str, longest: float) -> float:
+    """Parse what an option says: seconds, 0 or from 1 to `longest`. Raises ConfigError."""
+    try:
+        seconds = parse_duration(text)
+    except ValueError as exc:
+        raise ConfigError(f"{option}: {exc}") from exc
+    if seconds and not 1 <= seconds <= longest:
+        limit = f"{longest / 86400:g} days" if longest >= 86400 else f"{longest:g} s"
+        raise ConfigError(f"{option}: {seconds:g} s is out of range (0, or 1 s to {limit})")
+    return seconds

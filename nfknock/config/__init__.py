@@ -4,6 +4,6 @@
 and says what would be right.
 """
 
-from nfknock.config.load import DEFAULT_PATH, Config, Log, load
+from nfknock.config.load import DEFAULT_PATH, Config, Log, load, read
 
-__all__ = ["DEFAULT_PATH", "Config", "Log", "load"]
+__all__ = ["DEFAULT_PATH", "Config", "Log", "load", "read"]

@@ -57,15 +57,21 @@ class Config:
         raise ConfigError(f"there is no door {name!r} in {self.path}; there is {names}")
 
 
-def load(path: Path, *, needs_sequences: bool = True) -> Config:
-    """Read and check a configuration file, ours or a knockd.conf.
+def read(path: Path) -> bytes:
+    """Return what a configuration file holds. Raises ConfigError."""
+    return read_file(path, "configuration")
+
+
+def load(path: Path, content: bytes | None = None, *, needs_sequences: bool = True) -> Config:
+    """Read and check a configuration file, ours or a knockd.conf; `content` stands for what it holds.
 
     Raises ConfigError with the file, the key path and what would be right.
 
     Without `needs_sequences` a door whose one-time sequences cannot be read stays shut, and a warning says so:
     whoever only wants to shut things, or to look, must not fail for that.
     """
-    content = read_file(path, "configuration")
+    if content is None:
+        content = read(path)
     notes: tuple[str, ...] = ()
     # A file that is called .toml is meant to be one, whatever stands in it.
     if path.suffix.lower() != ".toml" and looks_like_knockd(content.decode("latin-1")):

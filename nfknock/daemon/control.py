@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -27,9 +28,14 @@ def runtime_directory() -> Path:
     return Path(os.environ.get("NFKNOCK_RUNTIME_DIR") or "/run/nfknock")
 
 
-def _path(suffix: str) -> Path:
+def runtime_path(name: str) -> Path:
+    """Return where a file of this network namespace is."""
     namespace = Path("/proc/self/ns/net").stat().st_ino
-    return runtime_directory() / f"daemon-{namespace}.{suffix}"
+    return runtime_directory() / f"{name.partition('.')[0]}-{namespace}.{name.partition('.')[2]}"
+
+
+def _path(suffix: str) -> Path:
+    return runtime_path(f"daemon.{suffix}")
 
 
 @contextlib.contextmanager
@@ -102,7 +108,7 @@ async def answering(describe: Callable[[], dict[str, Any]]) -> AsyncIterator[Non
     path = _path("sock")
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)
-    with _short(path) as address:
+    with short(path) as address:
         listener.bind(address)
     path.chmod(0o600)
     server = await asyncio.start_unix_server(answer, sock=listener)
@@ -114,7 +120,7 @@ async def answering(describe: Callable[[], dict[str, Any]]) -> AsyncIterator[Non
 
 
 @contextlib.contextmanager
-def _short(path: Path) -> Iterator[str]:
+def short(path: Path) -> Iterator[str]:
     """Name a socket by its directory's descriptor: an address has room for 107 bytes, a path may be longer."""
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -127,7 +133,7 @@ def ask_daemon() -> dict[str, Any] | None:
     """Return the running daemon's counters, None if there is no daemon here. Raises DaemonError if it is silent."""
     path = _path("sock")
     try:
-        with socket.socket(socket.AF_UNIX) as connection, _short(path) as address:
+        with socket.socket(socket.AF_UNIX) as connection, short(path) as address:
             connection.settimeout(_ANSWER_TIMEOUT)
             connection.connect(address)
             with connection.makefile("rb") as stream:
@@ -136,6 +142,15 @@ def ask_daemon() -> dict[str, Any] | None:
         return None
     except (OSError, ValueError, TypeError) as exc:
         raise DaemonError(f"asking the daemon at {path}: {exc}") from exc
+
+
+def reload_daemon() -> None:
+    """Have a running daemon read its configuration anew."""
+    with contextlib.suppress(OSError, ValueError), _path("lock").open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.kill(int(file.read()), signal.SIGHUP)
 
 
 def notify(message: str) -> None:

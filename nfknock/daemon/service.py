@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from nfknock.backends import make_backend
-from nfknock.config import Config, load
+from nfknock.config import Config, load, read
 from nfknock.core.lint import FEW_LEFT, few_left
 from nfknock.core.model import Door, IPAddress
 from nfknock.core.onetime import Line
@@ -24,6 +24,7 @@ from nfknock.daemon.commands import CommandRunner
 from nfknock.daemon.firewall import Firewall
 from nfknock.daemon.outlets import ON_STDERR, Outlets, written_aside
 from nfknock.daemon.spending import Spender
+from nfknock.daemon.trial import Trial
 from nfknock.errors import NfknockError
 from nfknock.readers import Reader, make_reader
 
@@ -187,7 +188,7 @@ class Service:
         try:
             # No sequence is marked meanwhile: what is read and what is followed are the same.
             async with self._spender.paused:
-                await self._take_up(load(self._config.path))
+                await self._take_up(load_counting(self._config.path))
         except NfknockError as exc:
             logs.log.error("the new configuration was refused and the old one stays: %s", exc)
         except Exception as exc:  # noqa: BLE001  (whatever it is: a daemon that ends guards nothing)
@@ -240,8 +241,17 @@ class Service:
             self._ended.set_exception(reason)
 
 
+def load_counting(path: Path) -> Config:
+    """Load the configuration that counts: not one that was on trial and that nobody confirmed. Raises ConfigError."""
+    content = read(path)
+    counting = Trial(path).counting(content)
+    if counting is not content:
+        logs.log.warning("%s was on trial and nobody confirmed it: the one before counts", path)
+    return load(path, counting)
+
+
 def serve(path: Path) -> None:
     """Run the daemon until it is told to stop. Raises NfknockError."""
-    config = load(path)
+    config = load_counting(path)
     with control.sole_daemon(), written_aside(sys.stderr, config.log) as outlets:
         asyncio.run(Service(config, outlets).run())

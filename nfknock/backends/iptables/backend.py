@@ -14,7 +14,7 @@ from pathlib import Path
 from nfknock.backends import Change, FirewallState, Strange, tracking
 from nfknock.backends.iptables import edits, record, transaction
 from nfknock.backends.iptables.edits import Wanted
-from nfknock.backends.iptables.layout import FOUND, HOLES, INPUT
+from nfknock.backends.iptables.layout import FOUND, HOLES, INPUT, MAIN, is_own
 from nfknock.backends.tracking import Session
 from nfknock.backends.xtables import binding
 from nfknock.backends.xtables.table import FilterTable, NoTableError
@@ -130,6 +130,20 @@ class IptablesBackend:
 
         self._change(edit)
         return [hole for some in missing.values() for hole in some]
+
+    def remember(self) -> Callable[[], None]:
+        before = {}
+        for family, table in self._tables.items():
+            table.refresh()
+            before[family] = table.snapshot(is_own, INPUT, MAIN)
+
+        def edit(table: FilterTable) -> bool:
+            return edits.take_back(table, before[table.family])
+
+        def take_back() -> None:
+            self._change(edit)
+
+        return take_back
 
     def clear_out(self, doors: Mapping[str, frozenset[Port]]) -> list[Strange]:
         gone: dict[Family, list[Strange]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nfknock.backends import Strange
 from nfknock.backends.iptables import layout, record
@@ -11,7 +11,7 @@ from nfknock.backends.iptables.layout import FOUND, HOLES, INPUT, KNOCKS, MAIN, 
 from nfknock.backends.xtables import binding
 from nfknock.backends.xtables.binding import Encoded
 from nfknock.backends.xtables.entry import Entry
-from nfknock.backends.xtables.table import FilterTable
+from nfknock.backends.xtables.table import FilterTable, Snapshot
 from nfknock.core.model import Family, Hole, Port
 from nfknock.core.plan import Plan
 from nfknock.errors import BackendError
@@ -151,6 +151,15 @@ def put_back(table: FilterTable, wanted: Wanted, holes: Iterable[Hole]) -> list[
         for entry in record.entries_of(hole):
             table.append(HOLES, entry)
     return missing
+
+
+def take_back(table: FilterTable, before: Snapshot) -> bool:
+    """Edit a table so that our part is as it was; holes that were dug or filled in meanwhile are as they are now."""
+    chains = dict(before.chains)
+    if HOLES in chains and HOLES in table.chains():
+        chains[HOLES] = tuple(table.entries(HOLES))
+    table.restore(replace(before, chains=chains), is_own, INPUT, MAIN)
+    return True
 
 
 def clear_out(table: FilterTable, doors: Mapping[str, frozenset[Port]]) -> list[Strange]:

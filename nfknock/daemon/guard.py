@@ -1,0 +1,216 @@
+"""The process that takes an unconfirmed `apply` back, whatever becomes of whoever called it.
+
+It is on its own before anything is changed: a session of its own, no terminal, no open file of the caller's. It
+remembers the firewall as it was, and listens on a socket in the runtime directory for one of two words.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import NoReturn, Protocol
+
+from nfknock.backends import Backend
+from nfknock.daemon import control
+from nfknock.errors import NfknockError
+
+_KEEP, _TAKE_BACK, _WATCH = b"keep\n", b"take back\n", b"watch\n"
+KEPT, TAKEN_BACK = "kept", "taken back"
+_RETRY_AFTER = 1.0
+_ANSWER_TIMEOUT = 5.0
+_READY_TIMEOUT = 30.0
+
+
+@contextlib.contextmanager
+def nobody_waits() -> Iterator[None]:
+    """Change the firewall while no `apply` waits for its confirmation. Raises NfknockError if one does."""
+    with _locked():
+        yield
+
+
+class Trial(Protocol):
+    """What else there is to be done when a trial ends. Called in the guard."""
+
+    def rejected(self) -> None:
+        """Nobody confirmed; the firewall is about to be taken back."""
+
+    def ended(self, *, is_kept: bool) -> None:
+        """The firewall is what it will be."""
+
+
+def start(make_backend: Callable[[], Backend], timeout: float, trial: Trial) -> None:
+    """Start a guard that remembers the firewall as it is and takes it back after `timeout` seconds.
+
+    Returns when the guard is ready. Raises NfknockError, and then there is none.
+    """
+    reading, writing = os.pipe()
+    with _locked() as lock:
+        child = os.fork()
+        if child == 0:
+            _detach(lambda: _guard(make_backend, timeout, trial, writing), keep=(writing, lock))
+        os.close(writing)
+        os.waitpid(child, 0)
+    with os.fdopen(reading, "rb") as ready:
+        answer = _read_within(ready.fileno(), _READY_TIMEOUT)
+    if answer != b"ready":
+        raise NfknockError(f"starting the guard: {answer.decode(errors='replace') or 'it ended'}; nothing was changed")
+
+
+def tell(word: str) -> str:
+    """Tell the guard `keep` or `take back`; return how the trial ended. Raises NfknockError if none waits."""
+    with _connected() as connection:
+        connection.sendall(_KEEP if word == "keep" else _TAKE_BACK)
+        return _result(connection)
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[socket.socket]:
+    """Give a socket that becomes readable when the trial has ended; `result` reads how. Raises NfknockError."""
+    with _connected() as connection:
+        connection.sendall(_WATCH)
+        yield connection
+
+
+def result(connection: socket.socket) -> str:
+    """Return how the trial ended: KEPT, TAKEN_BACK, or what went wrong."""
+    return _result(connection)
+
+
+def _result(connection: socket.socket) -> str:
+    connection.settimeout(None)
+    return connection.makefile("rb").readline().decode().strip() or "the guard ended without a word"
+
+
+@contextlib.contextmanager
+def _connected() -> Iterator[socket.socket]:
+    path = control.runtime_path("confirm.sock")
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            with control.short(path) as address:
+                connection.connect(address)
+        except OSError:
+            raise NfknockError("no `nfknock apply --confirm` waits for a confirmation here") from None
+        yield connection
+
+
+@contextlib.contextmanager
+def _locked() -> Iterator[int]:
+    path = control.runtime_path("confirm.lock")
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as exc:
+        raise NfknockError(f"creating {path}: {(exc.strerror or str(exc)).lower()}; run this as root") from exc
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield descriptor
+    except BlockingIOError:
+        raise NfknockError(
+            "an `nfknock apply --confirm` waits for its confirmation; run `nfknock confirm`, or wait for its end"
+        ) from None
+    finally:
+        os.close(descriptor)
+
+
+def _read_within(descriptor: int, timeout: float) -> bytes:
+    with selectors.DefaultSelector() as selector:
+        selector.register(descriptor, selectors.EVENT_READ)
+        return os.read(descriptor, 4096) if selector.select(timeout) else b"it does not answer"
+
+
+def _detach(work: Callable[[], None], *, keep: tuple[int, ...]) -> NoReturn:
+    """Go on in a process that belongs to nobody. Never returns."""
+    try:
+        os.setsid()
+        if os.fork() == 0:
+            os.chdir("/")
+            for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGPIPE):
+                signal.signal(number, signal.SIG_IGN)
+            nothing = os.open(os.devnull, os.O_RDWR)
+            for descriptor in (0, 1, 2):
+                os.dup2(nothing, descriptor)
+            # Whoever waits for our caller's files to be closed is not to wait for us.
+            for name in os.listdir("/proc/self/fd"):  # noqa: PTH208  (numbers, not paths)
+                if int(name) > 2 and int(name) not in keep:
+                    with contextlib.suppress(OSError):
+                        os.close(int(name))
+            work()
+    finally:
+        os._exit(0)
+
+
+def _guard(make_backend: Callable[[], Backend], timeout: float, trial: Trial, ready: int) -> None:
+    try:
+        backend = make_backend()
+        take_back = backend.remember()
+        listener = _listen()
+    except BaseException as exc:  # noqa: BLE001  (whatever it is, the caller has to know, and nothing is changed)
+        os.write(ready, str(exc).encode() or b"it failed")
+        return
+    os.write(ready, b"ready")
+    os.close(ready)
+    watchers: list[socket.socket] = []
+    keep = _wait(listener, time.monotonic() + timeout, watchers)
+    if not keep:
+        trial.rejected()
+        _insist(take_back)
+    trial.ended(is_kept=keep)
+    control.runtime_path("confirm.sock").unlink(missing_ok=True)
+    for watcher in watchers:
+        with contextlib.suppress(OSError):
+            watcher.sendall(f"{KEPT if keep else TAKEN_BACK}\n".encode())
+
+
+def _listen() -> socket.socket:
+    path = control.runtime_path("confirm.sock")
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    with control.short(path) as address:
+        listener.bind(address)
+    path.chmod(0o600)
+    listener.listen()
+    return listener
+
+
+def _wait(listener: socket.socket, until: float, watchers: list[socket.socket]) -> bool:
+    """Return whether somebody said in time that it is to be kept. SIGTERM means that nobody will."""
+    is_told_to_end = False
+
+    def end(_number: int, _frame: object) -> None:
+        nonlocal is_told_to_end
+        is_told_to_end = True
+
+    signal.signal(signal.SIGTERM, end)
+    with selectors.DefaultSelector() as selector:
+        selector.register(listener, selectors.EVENT_READ)
+        while not is_told_to_end and (left := until - time.monotonic()) > 0:
+            for key, _events in selector.select(min(left, 0.2)):
+                if key.fileobj is listener:
+                    connection, _address = listener.accept()
+                    connection.settimeout(_ANSWER_TIMEOUT)
+                    watchers.append(connection)
+                    selector.register(connection, selectors.EVENT_READ, connection)
+                    continue
+                selector.unregister(key.fileobj)
+                with contextlib.suppress(OSError):
+                    word = key.data.recv(64)
+                    if word in (_KEEP, _TAKE_BACK):
+                        return bool(word == _KEEP)
+    return False
+
+
+def _insist(take_back: Callable[[], None]) -> None:
+    """Take it back, however long somebody holds the lock."""
+    while True:
+        try:
+            take_back()
+        except NfknockError:
+            time.sleep(_RETRY_AFTER)
+        else:
+            return

@@ -1,0 +1,99 @@
+"""A configuration that nobody has confirmed yet, and the last one that counts: on disk, for whoever comes after.
+
+`apply --confirm` puts a configuration on trial. Its guard takes the firewall back if nobody confirms; this is for what
+the guard cannot do: after a reboot in between, and for a daemon that reads its file anew, the configuration on trial
+must not count as if nothing had happened. What counts then is the one that counted before.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nfknock import files
+from nfknock.daemon.journal import state_directory
+from nfknock.errors import ConfigError, NfknockError
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What is noted of a configuration file."""
+
+    path: Path
+
+    def begin(self) -> None:
+        """Note that what the file holds now is on trial. Raises NfknockError."""
+        try:
+            state_directory().mkdir(mode=0o700, parents=True, exist_ok=True)
+            content = {"sha256": _hash(files.read_regular(self.path)), "boot": _boot()}
+            files.replace(self._file("trial"), json.dumps(content).encode())
+        except OSError as exc:
+            reason = (exc.strerror or str(exc)).lower()
+            raise NfknockError(f"noting in {state_directory()} that this is on trial: {reason}") from exc
+
+    def end(self, *, is_taken_back: bool) -> None:
+        """Note how the trial ended: the configuration counts, or it does not."""
+        with contextlib.suppress(OSError):
+            if not is_taken_back:
+                self._file("trial").unlink(missing_ok=True)
+                return
+            noted = self._read("trial")
+            if noted is not None:
+                files.replace(self._file("trial"), json.dumps({**noted, "boot": ""}).encode())
+
+    def note_applied(self, content: bytes) -> None:
+        """Keep a configuration that counts from now on, for when the next one is not confirmed."""
+        with contextlib.suppress(OSError):
+            state_directory().mkdir(mode=0o700, parents=True, exist_ok=True)
+            kept = {"content": base64.b64encode(content).decode()}
+            if self._read("applied") != kept:
+                files.replace(self._file("applied"), json.dumps(kept).encode())
+
+    def is_rejected(self, content: bytes) -> bool:
+        """Whether this was on trial and nobody confirmed it: it was taken back, or the host was rebooted."""
+        noted = self._read("trial")
+        return noted is not None and noted.get("sha256") == _hash(content) and noted.get("boot") != _boot()
+
+    def was_taken_back(self) -> bool:
+        """Whether the trial ended without a reboot."""
+        noted = self._read("trial")
+        return noted is not None and not noted.get("boot")
+
+    def counting(self, content: bytes) -> bytes:
+        """Return the configuration that counts while the file holds `content`.
+
+        Raises ConfigError where that one was never confirmed and nothing is known of another.
+        """
+        if not self.is_rejected(content):
+            return content
+        kept = self._read("applied")
+        try:
+            return base64.b64decode(kept["content"], validate=True)  # type: ignore[index]
+        except (TypeError, KeyError, ValueError):
+            raise ConfigError(
+                f"{self.path}: was on trial and nobody confirmed it; run `nfknock apply --confirm 60` again"
+            ) from None
+
+    def _file(self, kind: str) -> Path:
+        name = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16]
+        return state_directory() / f"{kind}-{name}.json"
+
+    def _read(self, kind: str) -> dict[str, Any] | None:
+        try:
+            read = json.loads(files.read_regular(self._file(kind)))
+        except (OSError, ValueError):
+            return None
+        return read if isinstance(read, dict) else None
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
