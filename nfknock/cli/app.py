@@ -31,6 +31,9 @@ _COMMANDS = (
     Entry("remove", "nfknock.cli.firewall:remove", "Take everything that nfknock put in out again."),
     Entry("knock", "nfknock.cli.knock:knock", "Knock at HOST: 7101 and 7101:tcp are TCP, 7101:udp is UDP."),
     Entry("connect", "nfknock.cli.connect:connect", "Connect standard input and output to PORT of HOST."),
+    Entry(
+        "simulate", "nfknock.cli.simulate:simulate", "Say what the daemon would have logged of the packets in CAPTURE."
+    ),
 )
 
 
