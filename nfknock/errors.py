@@ -48,7 +48,8 @@ class OneTimeError(NfknockError):
 
 
 class MissingDependencyError(NfknockError):
-    """A library that only the server side needs is not installed."""
+    """A library that only one of the extras brings is not installed."""
 
-    def __init__(self, library: str) -> None:
-        super().__init__(f"{library} is not installed; on a server run: pip install 'nfknock[server]'")
+    def __init__(self, library: str, extra: str = "server") -> None:
+        where = "on a server run" if extra == "server" else "run"
+        super().__init__(f"{library} is not installed; {where}: pip install 'nfknock[{extra}]'")

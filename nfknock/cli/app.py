@@ -12,23 +12,39 @@ from pathlib import Path
 import click
 
 from nfknock import __version__
-from nfknock.cli.apply import apply, confirm, remove
-from nfknock.cli.configure import check, init
-from nfknock.cli.holes import close, open_
-from nfknock.cli.knock import knock
-from nfknock.cli.migrate import import_
-from nfknock.cli.run import run
-from nfknock.cli.sequences import sequences
+from nfknock.cli.lazy import Entry, LazyGroup
 from nfknock.cli.settings import Settings
-from nfknock.cli.status import status
-from nfknock.config import DEFAULT_PATH
 from nfknock.errors import NfknockError
 
 # What a write to stdout fails with; any other error of the system is not the output's.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
+# In the order of `--help`. Every module is imported when its command is asked for.
+_COMMANDS = (
+    Entry("init", "nfknock.cli.configure:init", "Write a configuration with a fresh random door."),
+    Entry("check", "nfknock.cli.configure:check", "Say whether a configuration is right, and what is unwise about it."),
+    Entry("apply", "nfknock.cli.apply:apply", "Bring the firewall to what the configuration says, all at once."),
+    Entry("confirm", "nfknock.cli.apply:confirm", "Keep what `apply --confirm` put in place."),
+    Entry("run", "nfknock.cli.run:run", "Listen for knocks, in the foreground, until SIGTERM."),
+    Entry("status", "nfknock.cli.status:status", "Show what is open, for whom, and for how long."),
+    Entry("open", "nfknock.cli.holes:open_", "Open DOOR for the address SOURCE, without a knock."),
+    Entry("close", "nfknock.cli.holes:close", "Close what is open for the address SOURCE."),
+    Entry("remove", "nfknock.cli.apply:remove", "Take everything that nfknock put in out again."),
+    Entry("import", "nfknock.cli.migrate:import_", "Turn FILE, a knockd.conf, into a configuration."),
+    Entry("sequences", "nfknock.cli.sequences:sequences", "Write random one-time sequences to FILE, for both ends."),
+    Entry("knock", "nfknock.cli.knock:knock", "Knock at HOST: 7101 and 7101:tcp are TCP, 7101:udp is UDP."),
+    Entry("connect", "nfknock.cli.connect:connect", "Connect standard input and output to PORT of HOST."),
+    Entry(
+        "simulate", "nfknock.cli.simulate:simulate", "Say what the daemon would have logged of the packets in CAPTURE."
+    ),
+)
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+@click.group(
+    cls=LazyGroup,
+    entries=_COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.option("-c", "--config", type=click.Path(path_type=Path), metavar="FILE", help="The configuration file.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more.")
 @click.version_option(__version__, "-V", "--version", prog_name="nfknock", message="%(prog)s %(version)s")
@@ -45,12 +61,8 @@ def nfknock(context: click.Context, config: Path | None, verbose: bool) -> None:
     logging.raiseExceptions = False
     # The event loop's chatter is not ours.
     logging.getLogger("asyncio").setLevel(logging.WARNING)
-    path = config or Path(os.environ.get("NFKNOCK_CONFIG") or DEFAULT_PATH)
-    context.obj = Settings(path=path, is_chosen=bool(config or os.environ.get("NFKNOCK_CONFIG")), is_verbose=verbose)
-
-
-for _command in (init, check, apply, confirm, run, status, open_, close, remove, import_, sequences, knock):
-    nfknock.add_command(_command)
+    named = os.environ.get("NFKNOCK_CONFIG")
+    context.obj = Settings(chosen=config or (Path(named) if named else None), is_verbose=verbose)
 
 
 def main() -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import socket
-
 import click
 
-from nfknock.client.knock import send_knocks
-from nfknock.core.model import Port
+from nfknock.cli.options import route, route_options, sequence, timeout
+from nfknock.client.hosts import resolve
+from nfknock.client.knock import send_knocks, silent
 from nfknock.errors import ConfigError
 
 
@@ -15,17 +14,49 @@ from nfknock.errors import ConfigError
 @click.argument("host")
 @click.argument("ports", nargs=-1, required=True, metavar="PORT[:PROTO]...")
 @click.option("-u", "--udp", is_flag=True, help="Knock with UDP where PROTO is not given.")
-@click.option("-d", "--delay", type=click.IntRange(0, 600_000), default=0, metavar="MS", help="Wait between knocks.")
-@click.option("-4", "only4", is_flag=True, help="IPv4 only.")
-@click.option("-6", "only6", is_flag=True, help="IPv6 only.")
+@click.option("-d", "--delay", type=click.IntRange(0, 600_000), metavar="MS", help="Wait between knocks.")
+@route_options
+@click.option("--wait", "awaited", metavar="PORT", help="Knock until this TCP port answers.")
+@click.option("--timeout", "patience", metavar="TIME", help="How long --wait waits.  [default: 10s]")
 @click.option("-v", "--verbose", is_flag=True, help="Print each knock.")
-def knock(host: str, ports: tuple[str, ...], udp: bool, delay: int, only4: bool, only6: bool, verbose: bool) -> None:
+def knock(
+    host: str,
+    ports: tuple[str, ...],
+    udp: bool,
+    delay: int | None,
+    only4: bool,
+    only6: bool,
+    source: str | None,
+    awaited: str | None,
+    patience: str | None,
+    verbose: bool,
+) -> None:
     """Knock at HOST: 7101 and 7101:tcp are TCP, 7101:udp is UDP."""
-    if only4 and only6:
-        raise click.UsageError("-4 and -6 exclude each other", click.get_current_context())
-    family = socket.AF_INET if only4 else socket.AF_INET6 if only6 else socket.AF_UNSPEC
-    try:
-        sequence = [Port.parse(f"{text}/udp" if udp and text.isdigit() else text) for text in ports]
-    except ValueError as exc:
-        raise ConfigError(str(exc)) from exc
-    send_knocks(host, sequence, delay=delay / 1000, family=family, tell=click.echo if verbose else lambda _line: None)
+    family, origin = route(only4, only6, source)
+    knocks = sequence(ports, udp=udp)
+    tell = click.echo if verbose else silent
+    if awaited is None:
+        if patience is not None:
+            raise click.UsageError("--timeout is for --wait", click.get_current_context())
+        send_knocks(resolve(host, family), knocks, delay=(delay or 0) / 1000, source=origin, tell=tell)
+        return
+    # Only here: a client that does not wait starts the faster for it.
+    from nfknock.client.connect import Target, knock_and_wait
+
+    target = Target(
+        host=host,
+        port=_tcp_port(awaited),
+        timeout=10.0 if patience is None else timeout(patience),
+        family=family,
+        source=origin,
+        delay=None if delay is None else delay / 1000,
+    )
+    knock_and_wait(target, lambda: knocks, tell=tell)
+    tell(f"{host} port {target.port} answers")
+
+
+def _tcp_port(text: str) -> int:
+    [port] = sequence([text])
+    if port.protocol != "tcp":
+        raise ConfigError(f"--wait: {port} does not answer to a connection; name a TCP port")
+    return port.number

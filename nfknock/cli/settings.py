@@ -5,27 +5,43 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from nfknock.config import Config, load
-from nfknock.config.durations import parse_duration
-from nfknock.core.model import Door
-from nfknock.core.plan import Plan
 from nfknock.errors import ConfigError, NfknockError
+
+if TYPE_CHECKING:
+    from nfknock.config import Config
+    from nfknock.core.model import Door
+    from nfknock.core.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """The global options."""
 
-    path: Path
-    is_chosen: bool
-    """Whether somebody named the configuration, or it is only where it would be."""
+    chosen: Path | None
+    """The configuration that somebody named."""
     is_verbose: bool
+
+    @property
+    def path(self) -> Path:
+        """The configuration: the one that somebody named, else where it would be."""
+        # Reading TOML and checking it is half the time that the client would need to start, and it has no use for it.
+        from nfknock.config import DEFAULT_PATH
+
+        return self.chosen or DEFAULT_PATH
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether somebody named the configuration, or it is only where it would be."""
+        return self.chosen is not None
 
     def load(self, content: bytes | None = None, *, needs_sequences: bool = True) -> Config:
         """Read the configuration, or `content` in its place, and say what was tolerated. Raises ConfigError."""
+        from nfknock.config import load
+
         config = load(self.path, content, needs_sequences=needs_sequences)
         for line in config.warnings:
             warn(line)
@@ -34,21 +50,25 @@ class Settings:
     @property
     def backend(self) -> str:
         """The configured backend; without a configuration where one would be, the default one."""
-        if not self._is_there:
-            return "iptables"
-        return self.load(needs_sequences=False).backend
+        config = self._load_quietly()
+        return config.backend if config else "iptables"
 
     def plan(self) -> Plan | None:
         """What the firewall should hold, None without a configuration where one would be."""
-        return load(self.path, needs_sequences=False).plan if self._is_there else None
+        config = self._load_quietly()
+        return config.plan if config else None
 
     def doors(self) -> tuple[Door, ...]:
         """The doors, none without a configuration where one would be."""
-        return load(self.path, needs_sequences=False).doors if self._is_there else ()
+        config = self._load_quietly()
+        return config.doors if config else ()
 
-    @property
-    def _is_there(self) -> bool:
-        return self.is_chosen or self.path.exists()
+    def _load_quietly(self) -> Config | None:
+        from nfknock.config import load
+
+        if not (self.is_chosen or self.path.exists()):
+            return None
+        return load(self.path, needs_sequences=False)
 
 
 pass_settings = click.make_pass_decorator(Settings)
@@ -74,6 +94,8 @@ def write_secret(path: Path, text: str) -> None:
 
 def duration_of(option: str, text: str, longest: float) -> float:
     """Parse what an option says: seconds, 0 or from 1 to `longest`. Raises ConfigError."""
+    from nfknock.config.durations import parse_duration
+
     try:
         seconds = parse_duration(text)
     except ValueError as exc:

@@ -10,8 +10,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from nfknock.cli.app import nfknock
+from nfknock.client.hosts import parse_source, resolve
 from nfknock.client.knock import send_knocks
-from nfknock.core.model import Port
+from nfknock.core.model import Port, Protocol
 from nfknock.errors import ClientError
 from tests.lab import NFKNOCK
 
@@ -29,7 +30,7 @@ def test_knocks_arrive_in_order(host: str, family: socket.AddressFamily) -> None
         tcp.listen()
         ports = [Port(tcp.getsockname()[1]), Port(udp.getsockname()[1], "udp"), Port(tcp.getsockname()[1])]
         said: list[str] = []
-        send_knocks(host, ports, tell=said.append)
+        send_knocks(resolve(host), ports, tell=said.append)
         for _ in range(2):
             accepted, _address = tcp.accept()
             with accepted:
@@ -50,17 +51,73 @@ def test_quiet_without_verbose() -> None:
 
 
 def test_a_port_that_refuses_was_hit() -> None:
-    send_knocks("127.0.0.1", [Port(1), Port(1, "udp"), Port(1, "udp")])
+    send_knocks(resolve("127.0.0.1"), [Port(1), Port(1, "udp"), Port(1, "udp")])
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_a_knock_comes_from_the_address_that_was_asked_for(protocol: Protocol) -> None:
+    kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+    with socket.socket(socket.AF_INET, kind) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.settimeout(5)
+        if protocol == "tcp":
+            listener.listen()
+        port = listener.getsockname()[1]
+        assert run("127.0.0.1", f"{port}:{protocol}", "-I", "127.0.0.9").exit_code == 0
+        if protocol == "udp":
+            source = listener.recvfrom(9)[1]
+        else:
+            accepted, source = listener.accept()
+            accepted.close()
+        assert source[0] == "127.0.0.9"
+
+
+def test_a_knock_from_an_address_of_somebody_else() -> None:
+    with pytest.raises(ClientError, match=r"knocking from 192\.0\.2\.77: this host has no such address"):
+        send_knocks(resolve("127.0.0.1"), [Port(9)], source=parse_source("192.0.2.77"))
+
+
+def test_an_address_that_cannot_be_reached_is_passed_over(namespace: None) -> None:
+    """Like a host with an IPv6 address, seen from a network that has none."""
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.settimeout(5)
+        hosts = [*resolve("2001:db8::1"), *resolve("127.0.0.1")]
+        assert send_knocks(hosts, [Port(listener.getsockname()[1], "udp")]) == hosts[1]
+        assert listener.recv(9) == b"\0"
+        with pytest.raises(ClientError, match=r"knocking at 2001:db8::1 9/udp: network is unreachable"):
+            send_knocks(hosts[:1], [Port(9, "udp")])
+
+
+def test_waiting_for_a_port_that_answers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as service:
+        port = service.getsockname()[1]
+        result = run("-v", "127.0.0.1", "9:udp", "--wait", str(port))
+    assert (result.exit_code, result.output) == (0, f"hitting udp 127.0.0.1:9\n127.0.0.1 port {port} answers\n")
+
+
+def test_waiting_for_a_port_that_does_not_answer() -> None:
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        port = str(unheard.getsockname()[1])
+        done = subprocess.run(
+            [*NFKNOCK, "knock", "127.0.0.1", "9:udp", "--wait", port, "--timeout", "0.3"],
+            capture_output=True,
+            text=True,
+        )
+    why = f"nfknock: 127.0.0.1 port {port} did not answer within 0.3 s of the first knock: connection refused\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", why)
 
 
 def test_a_name_that_does_not_resolve() -> None:
     with pytest.raises(ClientError, match=r"finding an address of 'no-such-host\.invalid': "):
-        send_knocks("no-such-host.invalid", [Port(1)])
+        resolve("no-such-host.invalid")
 
 
 def test_an_address_of_the_other_family() -> None:
     with pytest.raises(ClientError, match=r"finding an IPv6 address of '127\.0\.0\.1'"):
-        send_knocks("127.0.0.1", [Port(1)], family=socket.AF_INET6)
+        resolve("127.0.0.1", socket.AF_INET6)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +131,12 @@ def test_an_address_of_the_other_family() -> None:
         ([], "missing argument"),
         (["-4", "-6", "127.0.0.1", "7"], "-4 and -6 exclude each other"),
         (["-d", "-1", "127.0.0.1", "7"], "-1 is not in the range"),
+        (["-I", "eth0", "127.0.0.1", "7"], "-I: 'eth0' is not an IPv4 or IPv6 address"),
+        (["-I", "::1", "-4", "127.0.0.1", "7"], "-I ::1 and -4 exclude each other"),
+        (["127.0.0.1", "7", "--wait", "22/udp"], "22/udp does not answer to a connection"),
+        (["127.0.0.1", "7", "--wait", "22", "--timeout", "soon"], "--timeout: 'soon' is not a duration"),
+        (["127.0.0.1", "7", "--wait", "22", "--timeout", "0"], "--timeout: 0 s is out of range"),
+        (["127.0.0.1", "7", "--timeout", "5"], "--timeout is for --wait"),
     ],
 )
 def test_a_wrong_call_is_one_line_and_exit_2(arguments: list[str], message: str) -> None:

@@ -1,0 +1,53 @@
+"""`connect`: for ssh's ProxyCommand."""
+
+from __future__ import annotations
+
+import click
+
+from nfknock.cli.options import route, route_options, sequence, timeout
+from nfknock.client.connect import Target
+from nfknock.client.connect import connect as connect_to
+from nfknock.client.knock import silent
+from nfknock.client.pipe import pipe
+
+
+@click.command()
+@click.argument("host")
+@click.argument("port", type=click.IntRange(1, 65535))
+@click.option("--sequence", "knocks", required=True, metavar="PORT[/PROTO],...", help="What to knock: 7101,8203/udp.")
+@click.option("--timeout", "patience", metavar="TIME", help="Give up after so long.  [default: 10s]")
+@route_options
+@click.option("-d", "--delay", type=click.IntRange(0, 600_000), metavar="MS", help="Wait so long between knocks.")
+@click.option("-v", "--verbose", is_flag=True, help="Say each knock on stderr.")
+def connect(
+    host: str,
+    port: int,
+    knocks: str,
+    patience: str | None,
+    only4: bool,
+    only6: bool,
+    source: str | None,
+    delay: int | None,
+    verbose: bool,
+) -> None:
+    """Connect standard input and output to PORT of HOST, knocking if it does not answer.
+
+    For ssh: ProxyCommand nfknock connect %h %p --sequence 7101,8203/udp,9307
+    """
+    family, origin = route(only4, only6, source)
+    once = sequence(knocks.split(","))
+    target = Target(
+        host=host,
+        port=port,
+        timeout=10.0 if patience is None else timeout(patience),
+        family=family,
+        source=origin,
+        delay=None if delay is None else delay / 1000,
+    )
+    with connect_to(target, lambda: once, tell=_say if verbose else silent) as connection:
+        pipe(connection)
+
+
+def _say(line: str) -> None:
+    """Standard output is the connection's."""
+    click.echo(line, err=True)

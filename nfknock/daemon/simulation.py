@@ -1,0 +1,175 @@
+"""What the daemon would say to packets that were captured: packets in, log lines out, no I/O.
+
+The clock is the capture's. It moves with the packets and never back (captures that were merged may try); between two
+of them the timers run, once a second as the daemon's do. Holes are kept here, in the kernel's place: where a hole lets
+a packet in, it never comes to the daemon.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import assert_never
+
+from nfknock.config import Config
+from nfknock.core.model import Hole, IPAddress, Rule
+from nfknock.core.packet import TCP, Packet
+from nfknock.core.tracker import CloseDoor, Command, OpenDoor, SequenceTimeout, StageReached, Tracker
+from nfknock.daemon import logs
+
+_TICK = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of the log, and its instant (seconds since the epoch, by the capture's clock)."""
+
+    at: float
+    text: str
+
+
+class Simulation:
+    """A daemon and a firewall with one configuration, and time as it passed in a capture."""
+
+    def __init__(self, config: Config) -> None:
+        self.now = 0.0
+        self._doors = {door.name: door for door in config.doors}
+        self._knock_codes = frozenset(port.code for port in config.plan.knock_ports)
+        self._allowed = config.plan.allowed
+        self._tracker = Tracker(config.doors, config.allowed_ports)
+        self._gate = logs.Gate()
+        self._lines: list[Line] = []
+        self._holes: dict[tuple[str, IPAddress], Hole] = {}
+        self._tick_at = math.inf
+        self._is_summary_due = False
+
+    @property
+    def holes(self) -> list[Hole]:
+        """What is open now."""
+        return list(self._holes.values())
+
+    def run(self, packets: Iterable[tuple[float, Packet | None]]) -> Iterator[Line]:
+        """Yield what the daemon would have logged, up to the last packet. None is a packet that is not for it."""
+        for at, packet in packets:
+            with self._collected():
+                self._move(at)
+                if packet is not None and self._is_queued(packet):
+                    for command in self._tracker.receive(packet, self.now):
+                        self._do(command)
+            yield from self._lines
+            self._lines.clear()
+
+    @contextlib.contextmanager
+    def _collected(self) -> Iterator[None]:
+        """Take what is logged, and keep it from wherever log lines go else."""
+        handler = _Collector(self)
+        before, propagates = logs.log.level, logs.log.propagate
+        logs.log.addHandler(handler)
+        logs.log.propagate = False
+        logs.log.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            logs.log.removeHandler(handler)
+            logs.log.propagate = propagates
+            logs.log.setLevel(before)
+
+    def note(self, text: str) -> None:
+        """Take a log line."""
+        self._lines.append(Line(self.now, text))
+
+    def _move(self, at: float) -> None:
+        """Let time pass until `at`, with all that happens meanwhile in its order."""
+        if self._tick_at == math.inf:
+            self.now, self._tick_at = at, at + _TICK
+        while (event_at := min(self._tick_at, self._first_end())) <= at:
+            self.now = max(self.now, event_at)
+            if event_at == self._tick_at:
+                self._tick(at)
+            else:
+                self._sweep()
+        self.now = max(self.now, at)
+
+    def _tick(self, until: float) -> None:
+        for command in self._tracker.expire(self.now):
+            self._do(command)
+        before = len(self._lines)
+        self._gate.summarise(self.now)
+        self._is_summary_due = self._is_summary_due and len(self._lines) == before
+        self._tick_at += _TICK
+        if not len(self._tracker) and not self._is_summary_due:
+            # Nothing waits for a timer, and a capture may span years.
+            self._tick_at += max(0.0, math.floor((until - self._tick_at) / _TICK)) * _TICK
+
+    def _first_end(self) -> float:
+        return min((hole.closes_at for hole in self._holes.values() if hole.closes_at is not None), default=math.inf)
+
+    def _sweep(self) -> None:
+        for hole in [hole for hole in self._holes.values() if hole.is_expired(self.now)]:
+            self._close(hole)
+
+    def _is_queued(self, packet: Packet) -> bool:
+        """Whether the firewall would hand the packet to the daemon."""
+        if packet.code not in self._knock_codes or packet.source == packet.target:
+            return False
+        source = ip_address(packet.source)
+        return not (
+            any(_lets_in(rule, packet, source) for rule in self._allowed)
+            or any(
+                port.code == packet.code
+                for hole in self._holes.values()
+                if hole.source == source
+                for port in hole.ports
+            )
+        )
+
+    def _do(self, command: Command) -> None:
+        match command:
+            case StageReached() | SequenceTimeout():
+                before = len(self._lines)
+                self._gate.say(command, self.now)
+                self._is_summary_due |= len(self._lines) == before
+            case OpenDoor(door=door, source=source):
+                self.note(logs.describe(command))
+                self._open(door, source)
+            case CloseDoor(door=door, source=source):
+                self.note(logs.describe(command))
+                if hole := self._holes.get((door, source)):
+                    self._close(hole)
+            case _:
+                assert_never(command)
+
+    def _open(self, name: str, source: IPAddress) -> None:
+        door = self._doors[name]
+        closes_at = self.now + door.open_timeout if door.open_timeout else None
+        hole = Hole(door=name, source=source, ports=door.opens, opened_at=self.now, closes_at=closes_at)
+        older = self._holes.get(hole.key)
+        hole = hole.renewed(older) if older else hole
+        self._holes[hole.key] = hole
+        self.note(logs.opened(hole, self.now, is_new=older is None))
+
+    def _close(self, hole: Hole) -> None:
+        del self._holes[hole.key]
+        self.note(logs.closed(hole, self.now if hole.closes_at is None else min(self.now, hole.closes_at)))
+
+
+class _Collector(logging.Handler):
+    def __init__(self, simulation: Simulation) -> None:
+        super().__init__()
+        self._simulation = simulation
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._simulation.note(record.getMessage())
+
+
+def _lets_in(rule: Rule, packet: Packet, source: IPAddress) -> bool:
+    """Whether an entry of `allow` accepts the packet before it comes to the knock ports."""
+    return (
+        rule.protocol == ("tcp" if packet.protocol == TCP else "udp")
+        and packet.port in rule.ports
+        and (rule.source is None or source in rule.source)
+    )
