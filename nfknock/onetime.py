@@ -24,7 +24,7 @@ def read(path: Path, *, closing: Sequence = ()) -> list[Line]:
     with _explained(path, "reading"):
         lines = onetime.unused(read_regular(path), closing=closing)
     if not lines:
-        raise OneTimeError(f"{path} has no unused sequence any more; `nfknock sequences` makes new ones, for both ends")
+        raise OneTimeError(_used_up(path))
     return lines
 
 
@@ -44,10 +44,16 @@ def spend(
             lines = onetime.unused(raw, closing=closing)
             within = lines[: look_ahead + 1]
             found = next((i for i, line in enumerate(within) if sequence in (None, line.sequence)), None)
+            if not lines:
+                raise OneTimeError(_used_up(path))
             if found is None:
                 raise OneTimeError(f"{path} has no such unused sequence; it was used already, or it is too far ahead")
             replace(real, onetime.mark(raw, [line.number for line in lines[: found + 1]]))
             return lines[found].sequence, lines[found + 1 :]
+
+
+def _used_up(path: Path) -> str:
+    return f"{path} has no unused sequence any more; `nfknock sequences` makes new ones, for both ends"
 
 
 @contextlib.contextmanager

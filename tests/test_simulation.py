@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nfknock.config import load
+from nfknock.core import onetime
 from nfknock.core.model import Port
 from nfknock.core.packet import Packet
 from nfknock.daemon import logs
@@ -161,3 +162,47 @@ def test_what_is_open_at_the_end(tmp_path: Path) -> None:
     list(simulation.run([*knock(0, *KNOCKS), *ping(12)]))
     [hole] = simulation.holes
     assert (str(hole.source), simulation.now - AT, hole.closes_at) == (ALICE, 12, AT + 30)
+
+
+LAMP = """
+[doors.lamp]
+sequence = ["6101", "6203/udp"]
+close_sequence = ["6203/udp", "6101"]
+start_command = ["/bin/lamp", "on", "%IP%"]
+stop_command = ["/bin/lamp", "off", "%IP%"]
+cmd_timeout = "10s"
+"""
+LIT = [(0, f"{ALICE}: lamp: Stage 1"), (0, f"{ALICE}: lamp: Stage 2"), (0, f"{ALICE}: lamp: OPEN SESAME")]
+
+
+def test_commands_are_named_and_not_run(tmp_path: Path) -> None:
+    on, off = f"lamp: running command: /bin/lamp on {ALICE}", f"lamp: running command: /bin/lamp off {ALICE}"
+    said = simulate(tmp_path, knock(0, "6101", "6203/udp"), ping(60), more=LAMP)
+    assert said == [*LIT, (0, on), (10, f"{ALICE}: lamp: command timeout"), (10, off)]
+    again = simulate(tmp_path, knock(0, "6101", "6203/udp"), knock(6, "6101", "6203/udp"), ping(60), more=LAMP)
+    assert again[3:] == [
+        (0, on),
+        *((6, line) for _at, line in LIT),
+        (6, f"{ALICE}: lamp: stop command put off for 10 s"),
+        (16, f"{ALICE}: lamp: command timeout"),
+        (16, off),
+    ]
+    shut = simulate(tmp_path, knock(0, "6101", "6203/udp"), knock(6, "6203/udp", "6101"), ping(60), more=LAMP)
+    assert [line for line in shut if line[0] == 6 and "tage" not in line[1]] == [
+        (6, f"{ALICE}: lamp: CLOSE SESAME"),
+        (6, off),
+    ]
+
+
+def test_one_time_sequences_count_once_and_are_not_marked(tmp_path: Path) -> None:
+    file = tmp_path / "key.ots"
+    file.write_text(" 1001,1002\n 2001,2002\n 3001,3002\n")
+    config = tmp_path / "nfknock.toml"
+    config.write_text('[doors.key]\none_time_sequences = "key.ots"\none_time_look_ahead = 1\nopen = ["22"]\n')
+    simulation = Simulation(load(config), {"key": onetime.unused(file.read_bytes())})
+    packets = [*knock(0, "3001", "3002"), *knock(1, "2001", "2002"), *knock(2, "1001", "1002", "2001", "2002")]
+    said = [line.text for line in simulation.run([*packets, *knock(3, "3001", "3002")])]
+    assert [line for line in said if "OPEN SESAME" in line] == [f"{ALICE}: key: OPEN SESAME"] * 2
+    assert "key: one-time sequences: 1 is left; `nfknock sequences` makes new ones, for both ends" in said
+    assert any("the last one is used" in line for line in said)
+    assert "#" not in file.read_text()

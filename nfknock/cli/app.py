@@ -22,7 +22,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 # In the order of `--help`. Every module is imported when its command is asked for.
 _COMMANDS = (
     Entry("init", "nfknock.cli.configure:init", "Write a configuration with a fresh random door."),
-    Entry("check", "nfknock.cli.configure:check", "Say whether a configuration is right, and what is unwise about it."),
+    Entry("check", "nfknock.cli.configure:check", "Say whether a configuration is right."),
     Entry("apply", "nfknock.cli.apply:apply", "Bring the firewall to what the configuration says, all at once."),
     Entry("confirm", "nfknock.cli.apply:confirm", "Keep what `apply --confirm` put in place."),
     Entry("run", "nfknock.cli.run:run", "Listen for knocks, in the foreground, until SIGTERM."),

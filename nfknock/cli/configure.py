@@ -50,7 +50,7 @@ def init(settings: Settings, output: Path | None, name: str, opens: tuple[str, .
 @click.option("--strict", is_flag=True, help="Fail on warnings too.")
 @pass_settings
 def check(settings: Settings, file: Path | None, strict: bool) -> int:
-    """Say whether a configuration is right, and what is unwise about it."""
+    """Say whether a configuration is right. What is unwise about it is said, too."""
     path = file or settings.path
     config = load(path)
     for note in config.notes:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -53,6 +54,13 @@ def sequence(texts: Iterable[str], *, udp: bool = False) -> tuple[Port, ...]:
         return tuple(Port.parse(f"{text}/udp" if udp and text.strip().isdigit() else text) for text in texts)
     except ValueError as exc:
         raise ConfigError(str(exc)) from exc
+
+
+def one_time(file: Path) -> Callable[[], Sequence[Port]]:
+    """Return what takes the next unused sequence of a file, and marks it there before it is knocked."""
+    from nfknock.onetime import spend
+
+    return lambda: spend(file)[0]
 
 
 def timeout(text: str) -> float:

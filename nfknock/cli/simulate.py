@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from nfknock import onetime
 from nfknock.cli.settings import Settings, pass_settings
 from nfknock.config.durations import format_duration
 from nfknock.core.model import Hole
@@ -23,7 +24,13 @@ def simulate(settings: Settings, capture: Path, times: bool) -> None:
 
     The clock is the capture's. What would be open at its end is said on stderr.
     """
-    simulation = Simulation(settings.load())
+    config = settings.load()
+    files = {
+        door.name: onetime.read(Path(door.one_time.path), closing=door.close_sequence)
+        for door in config.doors
+        if door.one_time
+    }
+    simulation = Simulation(config, files)
     for line in simulation.run(read_capture(capture)):
         click.echo(f"{_instant(line)} {line.text}" if times else line.text)
     for hole in simulation.holes:

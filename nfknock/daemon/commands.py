@@ -15,7 +15,6 @@ from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field, replace
 
-from nfknock.config.durations import format_duration
 from nfknock.core.model import Door, IPAddress
 from nfknock.daemon import logs
 from nfknock.daemon.journal import Journal, Note
@@ -162,8 +161,7 @@ class CommandRunner:
         visit.note = note = replace(note, name=visit.note.name)
         self._set_timer(visit, note.cmd_timeout)
         call = note.call
-        until = "until it is closed" if note.cmd_timeout is None else f"for {format_duration(note.cmd_timeout)}"
-        logs.log.info("%s: %s: stop command put off %s", call.source, call.door, until)
+        logs.log.info(logs.put_off(call.door, call.source, note.cmd_timeout))
         try:
             await in_thread(lambda: self._journal.write(note))
         except OSError as exc:
@@ -197,7 +195,7 @@ class CommandRunner:
             visit.timer = asyncio.get_running_loop().call_later(seconds, self._run_out, visit)
 
     def _run_out(self, visit: _Visit) -> None:
-        logs.log.info("%s: %s: command timeout", visit.note.call.source, visit.note.call.door)
+        logs.log.info(logs.timed_out(visit.note.call.door, visit.note.call.source))
         self._end(visit)
 
     def _end(self, visit: _Visit) -> None:

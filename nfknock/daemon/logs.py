@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import shlex
+from collections.abc import Sequence
 
 from nfknock.config.durations import format_duration
-from nfknock.core.model import Hole
+from nfknock.core.lint import few_left
+from nfknock.core.model import Hole, IPAddress
 from nfknock.core.tracker import CloseDoor, Command, OpenDoor, SequenceTimeout, StageReached
 
 log = logging.getLogger("nfknock")
@@ -35,6 +38,27 @@ def opened(hole: Hole, now: float, *, is_new: bool) -> str:
     if hole.closes_at is None:
         return f"{start} until it is closed"
     return f"{start} for {format_duration(hole.closes_at - now)}"
+
+
+def running(door: str, arguments: Sequence[str]) -> str:
+    """Return the log line for a command that is started."""
+    return f"{door}: running command: {shlex.join(arguments)}"
+
+
+def put_off(door: str, source: IPAddress, cmd_timeout: float | None) -> str:
+    """Return the log line for a stop command that somebody put off by knocking again; the timeout is in seconds."""
+    until = "until it is closed" if cmd_timeout is None else f"for {format_duration(cmd_timeout)}"
+    return f"{source}: {door}: stop command put off {until}"
+
+
+def timed_out(door: str, source: IPAddress) -> str:
+    """Return the log line for a stop command whose time has come."""
+    return f"{source}: {door}: command timeout"
+
+
+def scarce(door: str, left: int) -> str:
+    """Return the log line for one-time sequences that run short."""
+    return f"{door}: one-time sequences: {few_left(left)}"
 
 
 def closed(hole: Hole, at: float) -> str:

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import os
 import selectors
-import shlex
 import signal
 import subprocess
 import time
@@ -58,7 +57,7 @@ class Process:
 
     def __init__(self, call: Call) -> None:
         """Start it. Raises NoRoomError, or OSError when it can never be started."""
-        logs.log.info("%s: running command: %s", call.door, shlex.join(call.arguments))
+        logs.log.info(logs.running(call.door, call.arguments))
         self._call = call
         self._kill_at = time.monotonic() + call.run_timeout
         self._term_timeout = _TERM_TIMEOUT

@@ -14,7 +14,7 @@ from typing import Any, assert_never
 
 from nfknock.backends import make_backend
 from nfknock.config import Config, load, read
-from nfknock.core.lint import FEW_LEFT, few_left
+from nfknock.core.lint import FEW_LEFT
 from nfknock.core.model import Door, IPAddress
 from nfknock.core.onetime import Line
 from nfknock.core.plan import knock_ports
@@ -155,7 +155,7 @@ class Service:
         window = tuple(line.sequence for line in lines[: door.one_time.look_ahead + 1])
         self._doors[name] = replace(door, one_time=replace(door.one_time, window=window, left=len(lines)))
         if len(lines) <= FEW_LEFT:
-            logs.log.warning("%s: one-time sequences: %s", name, few_left(len(lines)))
+            logs.log.warning(logs.scarce(name, len(lines)))
         doors = tuple(self._doors.values())
         plan = replace(self._config.plan, knock_ports=knock_ports(doors))
         self._config = replace(self._config, doors=doors, plan=plan)

@@ -10,18 +10,29 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import assert_never
 
 from nfknock.config import Config
-from nfknock.core.model import Hole, IPAddress, Rule
+from nfknock.core import onetime
+from nfknock.core.lint import FEW_LEFT
+from nfknock.core.model import Hole, IPAddress, Rule, Sequence
 from nfknock.core.packet import TCP, Packet
+from nfknock.core.plan import knock_ports
 from nfknock.core.tracker import CloseDoor, Command, OpenDoor, SequenceTimeout, StageReached, Tracker
 from nfknock.daemon import logs
 
 _TICK = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _On:
+    """A stop command that is to come; at which instant, or when the closing sequence is knocked."""
+
+    stop: tuple[str, ...]
+    stop_at: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +46,12 @@ class Line:
 class Simulation:
     """A daemon and a firewall with one configuration, and time as it passed in a capture."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, one_time: Mapping[str, list[onetime.Line]] | None = None) -> None:
+        """`one_time` has the unused sequences of each door that has such a file."""
         self.now = 0.0
+        self._one_time = {name: [line.sequence for line in lines] for name, lines in (one_time or {}).items()}
+        self._allowed_ports = config.allowed_ports
+        self._on: dict[tuple[str, IPAddress], _On] = {}
         self._doors = {door.name: door for door in config.doors}
         self._knock_codes = frozenset(port.code for port in config.plan.knock_ports)
         self._allowed = config.plan.allowed
@@ -106,9 +121,14 @@ class Simulation:
             self._tick_at += max(0.0, math.floor((until - self._tick_at) / _TICK)) * _TICK
 
     def _first_end(self) -> float:
-        return min((hole.closes_at for hole in self._holes.values() if hole.closes_at is not None), default=math.inf)
+        ends = [hole.closes_at for hole in self._holes.values()] + [on.stop_at for on in self._on.values()]
+        return min((end for end in ends if end is not None), default=math.inf)
 
     def _sweep(self) -> None:
+        for key, on in list(self._on.items()):
+            if on.stop_at is not None and on.stop_at <= self.now:
+                self.note(logs.timed_out(*key))
+                self._stop(key)
         for hole in [hole for hole in self._holes.values() if hole.is_expired(self.now)]:
             self._close(hole)
 
@@ -133,11 +153,14 @@ class Simulation:
                 before = len(self._lines)
                 self._gate.say(command, self.now)
                 self._is_summary_due |= len(self._lines) == before
-            case OpenDoor(door=door, source=source):
+            case OpenDoor(door=door, source=source, sequence=sequence):
                 self.note(logs.describe(command))
                 self._open(door, source)
+                self._start(door, source)
+                self._spend(door, sequence)
             case CloseDoor(door=door, source=source):
                 self.note(logs.describe(command))
+                self._stop((door, source))
                 if hole := self._holes.get((door, source)):
                     self._close(hole)
             case _:
@@ -145,12 +168,47 @@ class Simulation:
 
     def _open(self, name: str, source: IPAddress) -> None:
         door = self._doors[name]
+        if not door.opens:
+            return
         closes_at = self.now + door.open_timeout if door.open_timeout else None
         hole = Hole(door=name, source=source, ports=door.opens, opened_at=self.now, closes_at=closes_at)
         older = self._holes.get(hole.key)
         hole = hole.renewed(older) if older else hole
         self._holes[hole.key] = hole
         self.note(logs.opened(hole, self.now, is_new=older is None))
+
+    def _start(self, name: str, source: IPAddress) -> None:
+        """Say what would be run, as the daemon's CommandRunner does."""
+        commands = self._doors[name].commands
+        if commands is None:
+            return
+        stop, timeout = commands.stop_for(source), commands.cmd_timeout
+        is_on = (name, source) in self._on
+        if stop:
+            self._on[name, source] = _On(stop, None if timeout is None else self.now + timeout)
+        if is_on:
+            self.note(logs.put_off(name, source, timeout))
+        elif start := commands.start_for(source):
+            self.note(logs.running(name, start))
+
+    def _stop(self, key: tuple[str, IPAddress]) -> None:
+        if on := self._on.pop(key, None):
+            self.note(logs.running(key[0], on.stop))
+
+    def _spend(self, name: str, sequence: Sequence) -> None:
+        """Go on with what a file of one-time sequences would still have."""
+        door = self._doors[name]
+        if door.one_time is None:
+            return
+        left = self._one_time[name]
+        del left[: left.index(sequence) + 1]
+        window = tuple(left[: door.one_time.look_ahead + 1])
+        self._doors[name] = replace(door, one_time=replace(door.one_time, window=window, left=len(left)))
+        if len(left) <= FEW_LEFT:
+            self.note(logs.scarce(name, len(left)))
+        doors = tuple(self._doors.values())
+        self._knock_codes = frozenset(port.code for port in knock_ports(doors))
+        self._tracker.replace_doors(doors, self._allowed_ports)
 
     def _close(self, hole: Hole) -> None:
         del self._holes[hole.key]
@@ -169,7 +227,9 @@ class _Collector(logging.Handler):
 def _lets_in(rule: Rule, packet: Packet, source: IPAddress) -> bool:
     """Whether an entry of `allow` accepts the packet before it comes to the knock ports."""
     return (
-        rule.protocol == ("tcp" if packet.protocol == TCP else "udp")
-        and packet.port in rule.ports
+        # A capture does not tell where a packet came in.
+        rule.interface is None
+        and rule.protocol in (None, "tcp" if packet.protocol == TCP else "udp")
+        and (not rule.ports or packet.port in rule.ports)
         and (rule.source is None or source in rule.source)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
@@ -162,3 +163,35 @@ def test_the_client_needs_no_netfilter() -> None:
     done = run_without("remove")
     assert done.returncode == 1
     assert done.stderr == "nfknock: python-iptables is not installed; on a server run: pip install 'nfknock[server]'\n"
+
+
+def test_a_one_time_sequence_is_marked_and_knocked(tmp_path: Path) -> None:
+    path = tmp_path / "ssh.ots"
+    path.write_text("# mine\n 9,10:udp\n 11,12\n")
+    assert run("-v", "127.0.0.1", "--one-time", str(path)).output.splitlines() == [
+        "hitting tcp 127.0.0.1:9",
+        "hitting udp 127.0.0.1:10",
+    ]
+    assert path.read_text() == "# mine\n#9,10:udp\n 11,12\n"
+    # Nothing is spent on a host that there is not.
+    done = knock(["--one-time", str(path), "no-such-host.invalid"])
+    assert done.returncode == 1
+    assert path.read_text() == "# mine\n#9,10:udp\n 11,12\n"
+    assert knock(["--one-time", str(path), "127.0.0.1"]).returncode == 0
+    done = knock(["--one-time", str(path), "127.0.0.1"])
+    assert (done.returncode, done.stderr) == (1, f"nfknock: {path} {USED_UP}\n")
+
+
+USED_UP = "has no unused sequence any more; `nfknock sequences` makes new ones, for both ends"
+
+
+@pytest.mark.parametrize("arguments", [["127.0.0.1", "7", "--one-time", "x"], ["127.0.0.1"]])
+def test_ports_or_a_file(arguments: list[str]) -> None:
+    done = knock(arguments)
+    assert done.returncode == 2
+    assert "--one-time" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def knock(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*NFKNOCK, "knock", *arguments], capture_output=True, text=True)

@@ -284,7 +284,7 @@ def test_an_input_that_is_closed_from_the_start_has_ended(closing: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([HERE, "22"], "missing option '--sequence'"),
+        ([HERE, "22"], "give --sequence, or --one-time with a file"),
         ([HERE, "0", "--sequence", "9"], "0 is not in the range"),
         ([HERE, "ssh", "--sequence", "9"], "'ssh' is not a valid integer"),
         ([HERE, "22", "--sequence", "9,,10"], "'' is not a port"),

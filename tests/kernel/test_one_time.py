@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import BASTION4, BASTION6, CLIENT4, Daemon, Lab, wait_until
+from tests.lab import BASTION4, BASTION6, CLIENT4, NFKNOCK, Daemon, Lab, wait_until
 
 DOOR = """
 [doors.ssh]
@@ -231,3 +231,19 @@ def test_kill_9_at_the_moment_of_a_knock_spends_one_sequence_at_most(lab: Lab) -
 
 def used(path: Path) -> list[str]:
     return [line for line in path.read_text().splitlines() if line.startswith("#")]
+
+
+def test_the_client_has_the_same_file_and_both_stay_in_step(lab: Lab) -> None:
+    knocks = sequences(4)
+    daemon, path = ready(lab, *(f" {','.join(each)}" for each in knocks))
+    copy = lab.directory / "client.ots"
+    copy.write_text(path.read_text())
+    for count in (1, 2):
+        lab.knock("--one-time", str(copy), BASTION4)
+        daemon.wait_for("opened 22/tcp", count=count)
+        shut(lab)
+    # One is lost on the way: knocked where nobody listens.
+    lab.knock("--one-time", str(copy), "192.0.2.99")
+    done = lab.client.run(*NFKNOCK, "connect", BASTION4, "22", "--one-time", str(copy), stdin="hello\n")
+    assert done.stdout == "hello\n"
+    assert used(path) == used(copy) == [f"#{','.join(each)}" for each in knocks]
