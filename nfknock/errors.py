@@ -47,6 +47,10 @@ class OneTimeError(NfknockError):
     """A file of one-time sequences cannot be read or marked, or has no such sequence; nothing was marked."""
 
 
+class UsedUpError(OneTimeError):
+    """A file of one-time sequences has none any more."""
+
+
 class MissingDependencyError(NfknockError):
     """A library that only one of the extras brings is not installed."""
 

@@ -9,7 +9,7 @@ import stat
 import sys
 from pathlib import Path
 
-_LARGEST = 1 << 20
+LARGEST = 1 << 20
 
 
 def read_regular(path: Path) -> bytes:
@@ -21,9 +21,9 @@ def read_regular(path: Path) -> bytes:
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
-        if status.st_size > _LARGEST:
+        if status.st_size > LARGEST:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-        return file.read(_LARGEST)
+        return file.read(LARGEST)
 
 
 def replace(path: Path, content: bytes) -> None:
@@ -60,9 +60,16 @@ def _copy_owner(path: Path, made: Path, descriptor: int) -> None:
     os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
     if sys.platform == "linux":
         # Access lists and security labels; a file system that has none is none the worse.
-        with contextlib.suppress(OSError):
-            for attribute in os.listxattr(path):
+        for attribute in _attributes(path):
+            with contextlib.suppress(OSError):
                 os.setxattr(made, attribute, os.getxattr(path, attribute))
+
+
+def _attributes(path: Path) -> list[str]:
+    try:
+        return os.listxattr(path)
+    except OSError:
+        return []
 
 
 def sync_directory(directory: Path) -> None:

@@ -9,14 +9,18 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from nfknock.core import onetime
 from nfknock.core.model import Sequence
 from nfknock.core.onetime import Line
-from nfknock.errors import OneTimeError
+from nfknock.errors import OneTimeError, UsedUpError
 from nfknock.files import read_regular, replace
+
+_LOCK_TIMEOUT = 5.0
+_LOCK_PAUSE = 0.01
 
 
 def read(path: Path, *, closing: Sequence = ()) -> list[Line]:
@@ -24,7 +28,7 @@ def read(path: Path, *, closing: Sequence = ()) -> list[Line]:
     with _explained(path, "reading"):
         lines = onetime.unused(read_regular(path), closing=closing)
     if not lines:
-        raise OneTimeError(_used_up(path))
+        raise UsedUpError(_used_up(path))
     return lines
 
 
@@ -39,13 +43,13 @@ def spend(
     with _explained(path, "marking a used sequence in"):
         # The file may be a link; what is replaced is the file.
         real = path.resolve(strict=True)
-        with _locked(real.parent):
+        with _locked(real.with_name(f".{real.name}.lock")):
             raw = read_regular(real)
             lines = onetime.unused(raw, closing=closing)
             within = lines[: look_ahead + 1]
             found = next((i for i, line in enumerate(within) if sequence in (None, line.sequence)), None)
             if not lines:
-                raise OneTimeError(_used_up(path))
+                raise UsedUpError(_used_up(path))
             if found is None:
                 raise OneTimeError(f"{path} has no such unused sequence; it was used already, or it is too far ahead")
             replace(real, onetime.mark(raw, [line.number for line in lines[: found + 1]]))
@@ -57,16 +61,24 @@ def _used_up(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Be the only one who marks in this directory. The file itself cannot be the lock: it is replaced."""
+def _locked(path: Path) -> Iterator[None]:
+    """Be the only one who marks. The file itself cannot be the lock: it is replaced. Nobody else can open this one."""
     if sys.platform == "win32":
         yield
         return
     import fcntl
 
-    descriptor = os.open(directory, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        give_up_at = time.monotonic() + _LOCK_TIMEOUT
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= give_up_at:
+                    raise
+                time.sleep(_LOCK_PAUSE)
         yield
     finally:
         os.close(descriptor)
@@ -76,5 +88,7 @@ def _locked(directory: Path) -> Iterator[None]:
 def _explained(path: Path, what: str) -> Iterator[None]:
     try:
         yield
-    except OSError as exc:
-        raise OneTimeError(f"{what} {path}: {(exc.strerror or str(exc)).lower()}") from exc
+    except BlockingIOError as exc:
+        raise OneTimeError(f"{what} {path}: another program is marking in it") from exc
+    except (OSError, RuntimeError) as exc:  # a loop of links is a RuntimeError
+        raise OneTimeError(f"{what} {path}: {(getattr(exc, 'strerror', None) or str(exc)).lower()}") from exc

@@ -35,7 +35,7 @@ def apply(settings: Settings, dry_run: bool, confirm: str | None, force: bool, a
     if not (force or timeout):
         content = _counting(settings, content, dry_run=dry_run)
     # A guard with a door that stays shut is better than no guard.
-    config = settings.load(content, needs_sequences=False)
+    config = settings.load(content, tolerates="anything")
     backend = make_backend(config.backend)
     warnings = backend.probe()
     if settings.is_verbose and not (dry_run or as_json):

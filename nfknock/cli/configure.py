@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import stat
@@ -56,8 +55,12 @@ def check(settings: Settings, file: Path | None, strict: bool) -> int:
     for note in config.notes:
         click.echo(note, err=True)
     warnings = list(lint(config.doors, config.allowed_ports))
-    if stat.S_IMODE(path.stat().st_mode) & 0o077:
-        warnings.append(f"others can read {path}, and the sequence is a secret; run: chmod 600 {path}")
+    secrets = (path, *(Path(door.one_time.path) for door in config.doors if door.one_time))
+    warnings += [
+        f"others can read {secret}, and the sequence is a secret; run: chmod 600 {secret}"
+        for secret in secrets
+        if stat.S_IMODE(secret.stat().st_mode) & 0o077
+    ]
     warnings += _missing_programs(config.doors)
     for line in warnings:
         warn(line)
@@ -75,6 +78,7 @@ def _missing_programs(doors: Iterable[Door]) -> Iterator[str]:
             continue
         for key in ("start", "start6", "stop", "stop6"):
             command = getattr(door.commands, key)
-            if command and shutil.which(command[0], path=os.environ.get("PATH")) is None:
+            # A command runs in /, so that is where a path begins that does not say where.
+            if command and shutil.which(str(Path("/", command[0]) if "/" in command[0] else command[0])) is None:
                 name = f"{key.removesuffix('6')}_command{'_6' if key.endswith('6') else ''}"
                 yield f"doors.{door.name}.{name}: there is no program {command[0]} here that can be run"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from nfknock import files
 from nfknock.cli.settings import write_secret
 from nfknock.config.template import fresh_sequence
 from nfknock.core import onetime
@@ -33,6 +34,8 @@ def sequences(count: int, length: int, avoid: tuple[str, ...], output: Path | No
     while len(made) < count:
         made[fresh_sequence(avoid=taken, knocks=length)] = None
     text = onetime.render(made)
+    if len(text) > files.LARGEST:
+        raise ConfigError(f"{count} sequences of {length} knocks are more than one file may hold; make fewer")
     path = output or file
     if path is None or str(path) == "-":
         click.echo(text, nl=False)

@@ -13,6 +13,7 @@ from nfknock.errors import ConfigError, NfknockError
 
 if TYPE_CHECKING:
     from nfknock.config import Config
+    from nfknock.config.doors import Tolerated
     from nfknock.core.model import Door
     from nfknock.core.plan import Plan
 
@@ -38,11 +39,11 @@ class Settings:
         """Whether somebody named the configuration, or it is only where it would be."""
         return self.chosen is not None
 
-    def load(self, content: bytes | None = None, *, needs_sequences: bool = True) -> Config:
+    def load(self, content: bytes | None = None, *, tolerates: Tolerated = "nothing") -> Config:
         """Read the configuration, or `content` in its place, and say what was tolerated. Raises ConfigError."""
         from nfknock.config import load
 
-        config = load(self.path, content, needs_sequences=needs_sequences)
+        config = load(self.path, content, tolerates=tolerates)
         for line in config.warnings:
             warn(line)
         return config
@@ -68,7 +69,7 @@ class Settings:
 
         if not (self.is_chosen or self.path.exists()):
             return None
-        return load(self.path, needs_sequences=False)
+        return load(self.path, tolerates="anything")
 
 
 pass_settings = click.make_pass_decorator(Settings)

@@ -9,7 +9,7 @@ from typing import Any
 
 from nfknock.config import sections
 from nfknock.config.baseline import read_baseline
-from nfknock.config.doors import read_doors
+from nfknock.config.doors import Tolerated, read_doors
 from nfknock.config.toml import parse_toml, read_file
 from nfknock.config.values import at, interface, network, path_beside, ports
 from nfknock.core.model import Door, Port, Rule
@@ -62,13 +62,13 @@ def read(path: Path) -> bytes:
     return read_file(path, "configuration")
 
 
-def load(path: Path, content: bytes | None = None, *, needs_sequences: bool = True) -> Config:
+def load(path: Path, content: bytes | None = None, *, tolerates: Tolerated = "nothing") -> Config:
     """Read and check a configuration file, ours or a knockd.conf; `content` stands for what it holds.
 
     Raises ConfigError with the file, the key path and what would be right.
 
-    Without `needs_sequences` a door whose one-time sequences cannot be read stays shut, and a warning says so:
-    whoever only wants to shut things, or to look, must not fail for that.
+    A door whose one-time sequences are used up, or cannot be read, stays shut with a warning if that is tolerated:
+    one door must not keep the others shut, and whoever only wants to shut things, or to look, must not fail for it.
     """
     if content is None:
         content = read(path)
@@ -78,7 +78,7 @@ def load(path: Path, content: bytes | None = None, *, needs_sequences: bool = Tr
         content, notes = _from_knockd(path, content)
     raw = parse_toml(path, content)
     try:
-        return _config(path, raw, notes, needs_sequences=needs_sequences)
+        return _config(path, raw, notes, tolerates)
     except ValueError as exc:
         # A key or a value may have a line break in it.
         raise ConfigError(" ".join(f"{path}: {exc}".split())) from exc
@@ -95,7 +95,7 @@ def _from_knockd(path: Path, content: bytes) -> tuple[bytes, tuple[str, ...]]:
     return conversion.text.encode(), tuple(f"{path}:{note.line}: {note.kind}: {note.text}" for note in notes)
 
 
-def _config(path: Path, raw: dict[str, Any], notes: tuple[str, ...], *, needs_sequences: bool) -> Config:
+def _config(path: Path, raw: dict[str, Any], notes: tuple[str, ...], tolerates: Tolerated) -> Config:
     for key in raw:
         if key not in _SECTIONS:
             raise ValueError(f"{key}: unknown key; known are {', '.join(_SECTIONS)}")
@@ -107,7 +107,7 @@ def _config(path: Path, raw: dict[str, Any], notes: tuple[str, ...], *, needs_se
     warnings: list[str] = []
     # Beside the configuration, wherever nfknock is started from.
     beside = path_beside(path)
-    doors = read_doors(raw.get("doors"), beside, None if needs_sequences else warnings.append)
+    doors = read_doors(raw.get("doors"), beside, tolerates, warnings.append)
     allowed, open_to_all = _allowed(firewall.allow)
     plan = Plan(
         baseline=read_baseline(at("firewall.rules", beside, firewall.rules)),

@@ -54,7 +54,7 @@ class Door(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     sequence: list[str | int] | None = None
     open: list[str | int] | None = None
     seq_timeout: Duration = "5s"
-    open_timeout: Duration = "30s"
+    open_timeout: Duration | None = None
     close_sequence: list[str | int] = []
     tcpflags: str | None = None
     target: str | None = None

@@ -25,7 +25,7 @@ def timeout(path: str, value: str | float, shortest: float, longest: float, *, z
     seconds = at(path, parse_duration, value)
     if not (shortest <= seconds <= longest or (zero and seconds == 0)):
         also = "0, or " if zero else ""
-        raise ValueError(f"{path}: {seconds:g} s is out of range ({also}{shortest:g} s to {longest:g} s)")
+        raise PathError(f"{path}: {seconds:g} s is out of range ({also}{shortest:g} s to {longest:g} s)")
     return seconds
 
 

@@ -70,7 +70,7 @@ class Port:
         if not (number.isascii() and number.isdigit()) or not (bare or protocol in PROTOCOL_NUMBERS):
             raise ValueError(f'{text!r} is not a port; write 7101, "7101/tcp" or "7101/udp"')
         # No port has more digits, and Python refuses to read very many.
-        return cls(int(number[:6]), "udp" if protocol == "udp" else "tcp")
+        return cls(int(number.lstrip("0")[:6] or "0"), "udp" if protocol == "udp" else "tcp")
 
 
 Sequence = tuple[Port, ...]

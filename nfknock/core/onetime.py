@@ -29,19 +29,23 @@ def parse_sequence(text: str) -> Sequence:
 
 
 def unused(raw: bytes, *, closing: Sequence = ()) -> list[Line]:
-    """Return the sequences that a file still has, in order, without those that end as `closing` does."""
-    lines = []
+    """Return the sequences that a file still has, in order, each once, without those that end as `closing` does.
+
+    One that stands there as used, before or behind, is used.
+    """
+    lines: dict[Sequence, Line] = {}
+    used: set[Sequence] = set()
     for number, line in enumerate(raw.split(b"\n"), 1):
         text = line.decode("latin-1").strip()
-        if not text or text.startswith("#"):
-            continue
         try:
-            sequence = parse_sequence(text)
+            sequence = parse_sequence(text.removeprefix("#"))
         except ValueError:
             continue
-        if not end_alike(sequence, closing):
-            lines.append(Line(number, sequence))
-    return lines
+        if text.startswith("#"):
+            used.add(sequence)
+        elif not end_alike(sequence, closing):
+            lines.setdefault(sequence, Line(number, sequence))
+    return [line for line in lines.values() if line.sequence not in used]
 
 
 def mark(raw: bytes, used: Collection[int]) -> bytes:

@@ -1,7 +1,9 @@
 """Runs what doors run, beside everything else: no command ever holds up a packet, a hole or another door.
 
-A door with a stop command is *on* for a source from the knock until that command was started. While it is on, another
+A door with a stop command is *on* for a source from the knock until that command has ended. While it is on, another
 knock puts the stop command off and starts nothing; so there is one stop for one start, whatever happens in between.
+One task sees to each visit, from its note in the journal to the end of its stop command, so that nothing overtakes.
+
 When the daemon is told to end, what would end by time is stopped at once: nobody else would do it. When it is killed,
 the journal tells the next one.
 """
@@ -12,7 +14,7 @@ import asyncio
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from nfknock.core.model import Door, IPAddress
@@ -26,22 +28,37 @@ _AT_ONCE = 4
 _AT_ONCE_IN_ALL = 64
 _MOST_WAITING = 256
 _RETRY_AFTER = 1.0
-# What runs when the daemon is told to end has so long; then a start command is ended and a stop command left alone.
-_LAST_TIMEOUT = 5.0
+# When the daemon is told to end: for start commands that run, and then for the stop commands.
+_LAST_START_TIMEOUT = 5.0
+_LAST_STOP_TIMEOUT = 20.0
 
 Key = tuple[str, IPAddress]
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class _Visit:
-    """A door that is on for a source."""
+    """A door that is on for a source, or is just going on or off."""
 
     note: Note
+    starting: Call | None
+    """The start command; None if an earlier daemon ran it."""
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
     timer: asyncio.TimerHandle | None = None
-    beginning: asyncio.Task[None] | None = None
     process: Process | None = None
     """The start command, while it runs."""
     is_over: bool = False
+    """Whether the stop command is due."""
+
+    @property
+    def key(self) -> Key:
+        return (self.note.call.door, self.note.call.source)
+
+    def end(self) -> None:
+        """Have the stop command run as soon as it can."""
+        self.is_over = True
+        self.changed.set()
+        if self.timer is not None:
+            self.timer.cancel()
 
 
 @dataclass(slots=True)
@@ -59,8 +76,9 @@ class CommandRunner:
         self._clock = clock
         self._journal = Journal()
         self._visits: dict[Key, _Visit] = {}
-        self._endings: dict[Key, asyncio.Task[None]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        """Those that a knock renews; one that is over is in `_tasks` alone."""
+        self._last: dict[Key, asyncio.Task[None]] = {}
+        self._tasks: dict[asyncio.Task[None], _Visit | None] = {}
         self._starting: dict[str, _Lane] = defaultdict(_Lane)
         self._stopping: dict[str, _Lane] = defaultdict(_Lane)
         self._starts_in_all = asyncio.Semaphore(_AT_ONCE_IN_ALL)
@@ -75,38 +93,55 @@ class CommandRunner:
     @property
     def stops_waiting(self) -> int:
         """How many stop commands are still to be run."""
-        return len(self._visits)
+        return sum(visit is not None for visit in self._tasks.values())
 
-    def prepare(self, doors: tuple[Door, ...]) -> None:
+    async def prepare(self, doors: Iterable[Door]) -> None:
         """Look whether stop commands can be noted, where there are some. Raises DaemonError."""
         if any(door.commands and (door.commands.stop or door.commands.stop6) for door in doors):
-            self._journal.prepare()
+            await in_thread(self._journal.prepare)
 
-    def adopt(self) -> None:
+    def adopt(self, doors: Mapping[str, Door]) -> None:
         """Take up what an earlier daemon left."""
         for note in self._journal.take_up():
-            visit = _Visit(note=note)
-            self._visits[note.call.door, note.call.source] = visit
+            visit = _Visit(note=note, starting=None)
+            self._begin(visit)
             self._set_timer(visit, note.remaining(self._clock()))
         if self._visits:
             count = len(self._visits)
             logs.log.info("adopted %d stop %s", count, "command" if count == 1 else "commands")
+        self.reconsider(doors)
+
+    def reconsider(self, doors: Mapping[str, Door]) -> None:
+        """Stop what only a closing sequence would stop, where no door has that any more."""
+        for key, visit in tuple(self._visits.items()):
+            door = doors.get(key[0])
+            if visit.note.stop_at is None and not (door and door.close_sequence):
+                logs.log.warning("%s: %s: nothing can stop this any more, so it is stopped now", key[1], key[0])
+                self._end(visit)
 
     def opened(self, door: Door, source: IPAddress) -> None:
         """Run what a door runs for a source that knocked."""
         if door.commands is None:
             return
-        key, arguments = (door.name, source), door.commands.start_for(source)
-        call = Call(door=door.name, source=source, arguments=arguments, run_timeout=door.commands.run_timeout)
-        if not door.commands.stop_for(source):
+        arguments, run_timeout = door.commands.start_for(source), door.commands.run_timeout
+        call = Call(door=door.name, source=source, arguments=arguments, run_timeout=run_timeout)
+        stop, timeout = door.commands.stop_for(source), door.commands.cmd_timeout
+        if not stop:
             self._spawn(self._start(call))
-            return
-        note = self._note(door, source)
-        if visit := self._visits.get(key):
-            self._spawn(self._renew(visit, note))
-            return
-        visit = self._visits[key] = _Visit(note=note)
-        visit.beginning = self._spawn(self._begin(visit, call, self._endings.get(key)))
+        elif visit := self._visits.get((door.name, source)):
+            # What stops it is what belongs to what started it, whatever the configuration says by now.
+            visit.note = replace(visit.note, stop_at=self._stop_at(timeout), cmd_timeout=timeout)
+            visit.changed.set()
+            logs.log.info(logs.put_off(door.name, source, timeout))
+            self._set_timer(visit, timeout)
+        else:
+            note = Note(
+                call=replace(call, arguments=stop),
+                stop_at=self._stop_at(timeout),
+                cmd_timeout=timeout,
+                name=self._journal.fresh_name(),
+            )
+            self._begin(_Visit(note=note, starting=call))
 
     def closed(self, door: str, source: IPAddress) -> None:
         """Run the stop command now, if the door is on for that source."""
@@ -114,78 +149,118 @@ class CommandRunner:
             self._end(visit)
 
     async def stop(self) -> None:
-        """Stop everything that is on, and come to an end within seconds."""
+        """Stop everything that would end by time, and come to an end within seconds."""
         self._is_ending = True
-        await self._wait({visit.beginning for visit in self._visits.values() if visit.beginning})
         for visit in tuple(self._visits.values()):
-            if visit.note.stop_at is None:
-                continue  # as a hole without an end stays, this stays noted
+            # As a hole without an end stays, a door without an end stays noted.
+            if visit.note.stop_at is not None:
+                logs.log.info("%s: %s: stop command is run early, as the daemon ends", visit.key[1], visit.key[0])
+                self._end(visit)
+        due = {task: visit for task, visit in self._tasks.items() if visit and visit.is_over}
+        if due:
+            await asyncio.wait(due, timeout=_LAST_START_TIMEOUT)
+        for visit in due.values():
             if visit.process is not None:
                 visit.process.end()
-            call = visit.note.call
-            logs.log.info("%s: %s: stop command is run early, as the daemon ends", call.source, call.door)
-            self._end(visit)
-        await self._wait(self._tasks)
+        if left := [task for task in due if not task.done()]:
+            await asyncio.wait(left, timeout=_LAST_STOP_TIMEOUT)
+        if count := sum(not task.done() for task in due):
+            logs.log.error("%d stop %s left to the next daemon", count, "command is" if count == 1 else "commands are")
         for task in self._tasks:
             task.cancel()
 
-    def _note(self, door: Door, source: IPAddress) -> Note:
-        assert door.commands is not None
-        commands = door.commands
-        call = Call(
-            door=door.name, source=source, arguments=commands.stop_for(source), run_timeout=commands.run_timeout
-        )
-        stop_at = None if commands.cmd_timeout is None else self._clock() + commands.cmd_timeout
-        return Note(call=call, stop_at=stop_at, cmd_timeout=commands.cmd_timeout, name=self._journal.fresh_name())
+    def _stop_at(self, cmd_timeout: float | None) -> float | None:
+        return None if cmd_timeout is None else self._clock() + cmd_timeout
 
-    async def _begin(self, visit: _Visit, call: Call, earlier: asyncio.Task[None] | None) -> None:
-        """Note the stop command, then run the start command; the stop of an earlier visit comes first."""
+    def _begin(self, visit: _Visit) -> None:
+        self._visits[visit.key] = visit
+        earlier = self._last.get(visit.key)
+        self._last[visit.key] = task = self._spawn(self._live(visit, earlier), visit)
+        task.add_done_callback(lambda _: self._forget(visit, task))
+
+    def _forget(self, visit: _Visit, task: asyncio.Task[None]) -> None:
+        if self._visits.get(visit.key) is visit:
+            del self._visits[visit.key]
+        if self._last.get(visit.key) is task:
+            del self._last[visit.key]
+
+    def _end(self, visit: _Visit) -> None:
+        """Let a visit go off; whoever knocks from now on begins another."""
+        visit.end()
+        if self._visits.get(visit.key) is visit:
+            del self._visits[visit.key]
+
+    async def _live(self, visit: _Visit, earlier: asyncio.Task[None] | None) -> None:
+        """See a door from on to off for a source; the earlier visit of that source comes first."""
         if earlier is not None:
             await asyncio.wait([earlier])
-        note = visit.note
-        try:
-            await in_thread(lambda: self._journal.write(note))
-        except OSError as exc:
-            self._forget(visit)
-            reason = (exc.strerror or str(exc)).lower()
-            logs.log.error(
-                "%s: %s: command not run: its stop command cannot be noted: %s", call.source, call.door, reason
-            )
+        if visit.starting is None:
+            await self._until_due(visit)
+        elif not await self._is_noted(visit):
             return
-        self._set_timer(visit, note.cmd_timeout)
-        if not await self._start(call, visit):
-            self._forget(visit)
-            self._journal.remove(note.name)
+        else:
+            self._set_timer(visit, visit.note.cmd_timeout)
+            began, _ = await asyncio.gather(self._start(visit.starting, visit), self._until_due(visit))
+            if not began:
+                await self._strike_out(visit)
+                return
+        await self._stop(visit)
 
-    async def _renew(self, visit: _Visit, note: Note) -> None:
-        visit.note = note = replace(note, name=visit.note.name)
-        self._set_timer(visit, note.cmd_timeout)
-        call = note.call
-        logs.log.info(logs.put_off(call.door, call.source, note.cmd_timeout))
+    async def _is_noted(self, visit: _Visit) -> bool:
+        """Note the stop command; False, and a log line, where that cannot be done."""
         try:
-            await in_thread(lambda: self._journal.write(note))
-        except OSError as exc:
-            # The earlier note stands: the worst is a stop that comes early, after the daemon was killed.
-            logs.log.warning("%s: %s: noting that: %s", call.source, call.door, (exc.strerror or str(exc)).lower())
+            await in_thread(lambda: self._journal.write(visit.note))
+        except (OSError, NoRoomError) as exc:
+            self._end(visit)
+            with contextlib.suppress(OSError, NoRoomError):
+                await in_thread(lambda: self._journal.remove(visit.note.name))
+            reason = (getattr(exc, "strerror", None) or str(exc)).lower()
+            start = f"{visit.key[1]}: {visit.key[0]}"
+            logs.log.error("%s: command not run: its stop command cannot be noted: %s", start, reason)
+            return False
+        return True
+
+    async def _until_due(self, visit: _Visit) -> None:
+        """Keep the note as the visit is, until the stop command is due."""
+        while not visit.is_over:
+            await visit.changed.wait()
+            visit.changed.clear()
+            if not visit.is_over:
+                try:
+                    await in_thread(lambda: self._journal.write(visit.note))
+                except (OSError, NoRoomError) as exc:
+                    # The earlier note stands: the worst is a stop that comes early, after the daemon was killed.
+                    logs.log.warning("%s: %s: noting that: %s", visit.key[1], visit.key[0], exc)
 
     async def _start(self, call: Call, visit: _Visit | None = None) -> bool:
-        """Run a start command when it is its turn; False if it did not come to that."""
+        """Run a start command when it is its turn; False if it did not come to that, and then the visit is over."""
         if not call.arguments:
             return True
+        try:
+            await self._start_in_turn(call, visit)
+        except NoRoomError as exc:
+            logs.log.error("%s: %s: command not run: %s", call.source, call.door, exc)
+            if visit is not None:
+                self._end(visit)
+            return False
+        return True
+
+    async def _start_in_turn(self, call: Call, visit: _Visit | None) -> None:
         lane = self._starting[call.door]
         if lane.waiting >= _MOST_WAITING:
-            logs.log.error("%s: %s: command not run: %d wait already", call.source, call.door, lane.waiting)
-            return False
+            raise NoRoomError(f"{lane.waiting} wait already")
         lane.waiting += 1
-        async with lane.turn, self._starts_in_all:
+        try:
+            await lane.turn.acquire()
+        finally:
             lane.waiting -= 1
-            if self._is_ending:
-                return False
-            with contextlib.suppress(NoRoomError):
+        try:
+            async with self._starts_in_all:
+                if self._is_ending:
+                    raise NoRoomError("the daemon ends")
                 await self._run(call, visit)
-                return True
-        logs.log.error("%s: %s: command not run: the system has no room for it", call.source, call.door)
-        return False
+        finally:
+            lane.turn.release()
 
     def _set_timer(self, visit: _Visit, seconds: float | None) -> None:
         if visit.timer is not None:
@@ -195,44 +270,40 @@ class CommandRunner:
             visit.timer = asyncio.get_running_loop().call_later(seconds, self._run_out, visit)
 
     def _run_out(self, visit: _Visit) -> None:
-        logs.log.info(logs.timed_out(visit.note.call.door, visit.note.call.source))
+        logs.log.info(logs.timed_out(*visit.key))
         self._end(visit)
 
-    def _end(self, visit: _Visit) -> None:
-        key = (visit.note.call.door, visit.note.call.source)
-        self._forget(visit)
-        self._endings[key] = task = self._spawn(self._stop(visit))
-        task.add_done_callback(lambda _: self._endings.pop(key) if self._endings.get(key) is task else None)
-
     async def _stop(self, visit: _Visit) -> None:
-        """Run the stop command, once the start command has ended, until it has been started."""
-        if visit.beginning is not None:
-            await asyncio.wait([visit.beginning])
+        """Run the stop command to its end, however long there is no room for it."""
         call = visit.note.call
         async with self._stopping[call.door].turn:
             while True:
                 try:
-                    await self._run(call, when_started=lambda: self._journal.remove(visit.note.name))
+                    await self._run(call, is_stop=True)
                 except NoRoomError as exc:
                     logs.log.error("%s: command not run: %s; trying again", call.door, exc)
                     await asyncio.sleep(_RETRY_AFTER)
                 else:
-                    return
+                    break
+        await self._strike_out(visit)
 
-    async def _run(
-        self, call: Call, visit: _Visit | None = None, *, when_started: Callable[[], None] = lambda: None
-    ) -> None:
+    async def _strike_out(self, visit: _Visit) -> None:
+        try:
+            await in_thread(lambda: self._journal.remove(visit.note.name))
+        except (OSError, NoRoomError) as exc:
+            what = "the note of a stop command that has been run cannot be removed, so it will be run again"
+            logs.log.error("%s: %s: %s: %s", visit.key[1], visit.key[0], what, exc)
+
+    async def _run(self, call: Call, visit: _Visit | None = None, *, is_stop: bool = False) -> None:
         """Run a command to its end; a start command is its visit's process meanwhile. Raises NoRoomError."""
 
         def run() -> None:
             try:
-                process = Process(call)
+                process = Process(call, outlives_us=is_stop)
             except (OSError, ValueError) as exc:
                 reason = getattr(exc, "strerror", None) or str(exc)
                 logs.log.error("%s: command cannot be run: %s: %s", call.door, call.arguments[0], reason.lower())
-                when_started()
                 return
-            when_started()
             if visit is not None:
                 visit.process = process
             process.wait()
@@ -245,15 +316,7 @@ class CommandRunner:
             if visit is not None:
                 visit.process = None
 
-    def _forget(self, visit: _Visit) -> None:
-        visit.is_over = True
-        if visit.timer is not None:
-            visit.timer.cancel()
-        key = (visit.note.call.door, visit.note.call.source)
-        if self._visits.get(key) is visit:
-            del self._visits[key]
-
-    def _spawn(self, work: Coroutine[object, object, object]) -> asyncio.Task[None]:
+    def _spawn(self, work: Coroutine[object, object, object], visit: _Visit | None = None) -> asyncio.Task[None]:
         async def guarded() -> None:
             try:
                 await work
@@ -261,11 +324,6 @@ class CommandRunner:
                 logs.log.error("running a command: %s: %s", type(exc).__name__, exc)
 
         task = asyncio.get_running_loop().create_task(guarded())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = visit
+        task.add_done_callback(self._tasks.pop)
         return task
-
-    @staticmethod
-    async def _wait(tasks: Iterable[asyncio.Task[None]]) -> None:
-        if tasks := set(tasks):
-            await asyncio.wait(tasks, timeout=_LAST_TIMEOUT)

@@ -25,6 +25,7 @@ _LOOK_EVERY = 2.0
 _PATIENCE = 30.0
 # A closing is tried until it is done.
 _RETRY_AFTER = 1.0
+_NOT_IN_PLACE = "the firewall is not in place; run `nfknock apply` first"
 
 Key = tuple[str, IPAddress]
 _Result = TypeVar("_Result")
@@ -49,6 +50,7 @@ class Firewall:
         """The doors whose sessions are cut when they are shut early."""
         self._plan: Plan
         self._is_plan_due = False
+        self._applying = asyncio.Lock()
         self._holes: dict[Key, Hole] = {}
         """As they stood when they were last looked at: what is put back when somebody flushes them."""
         self._looked_at = 0.0
@@ -62,6 +64,9 @@ class Firewall:
         self._backend = await self._call(self._make_backend)
         for warning in await self._call(self._backend.probe):
             logs.log.warning(warning)
+        if not (await self._call(self._backend.state)).applied:
+            # What was never put in place, or was taken out while no daemon ran, is not ours to put back.
+            raise DaemonError(_NOT_IN_PLACE)
         await self.apply(plan, doors)
         self._remember(await self._call(self._backend.holes))
         if self._holes:
@@ -73,10 +78,17 @@ class Firewall:
         Raises BackendError, or DaemonError if it is not in place at all: whoever took it out meant it, and it is put
         back by `nfknock apply`, not by a daemon that reads its file anew.
         """
+        async with self._applying:
+            due, self._is_plan_due = self._is_plan_due, False
+            try:
+                changed = await self._apply(plan)
+            except BaseException:
+                self._is_plan_due = due
+                raise
         doors = tuple(doors)
         opens = {door.name: frozenset(door.opens) for door in doors}
         cutting = frozenset(door.name for door in doors if door.cut_sessions)
-        if await self._apply(plan):
+        if changed:
             logs.log.info("the firewall was brought up to the configuration")
         strange = await self._call(lambda: self._backend.clear_out(opens))
         for each in strange:
@@ -181,22 +193,23 @@ class Firewall:
 
     async def _apply(self, plan: Plan) -> bool:
         if not (await self._call(self._backend.state)).applied and not self._may_repair():
-            raise DaemonError("the firewall is not in place; run `nfknock apply` first")
+            raise DaemonError(_NOT_IN_PLACE)
         changed = (await self._call(lambda: self._backend.apply(plan))).changed
         self._plan = plan
         return changed
 
     async def _write_plan(self) -> None:
-        if not self._is_plan_due:
-            return
-        self._is_plan_due = False
-        try:
-            await self._apply(self._plan)
-        except LockHeldError as exc:
-            self._is_plan_due = True
-            self._try_again(str(exc))
-        except (BackendError, DaemonError) as exc:
-            logs.log.error("watching other knock ports: %s", exc)
+        async with self._applying:
+            if not self._is_plan_due:
+                return
+            self._is_plan_due = False
+            try:
+                await self._apply(self._plan)
+            except LockHeldError as exc:
+                self._is_plan_due = True
+                self._try_again(str(exc))
+            except (BackendError, DaemonError) as exc:
+                logs.log.error("watching other knock ports: %s", exc)
 
     async def _cut(self, closed: Iterable[Hole]) -> None:
         """End the sessions that came through these holes, at doors where that is wished."""

@@ -28,6 +28,9 @@ def state_directory() -> Path:
     return Path(os.environ.get("NFKNOCK_STATE_DIR") or "/var/lib/nfknock")
 
 
+_LONGEST_NOTE = 1 << 20
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
     """A stop command that is owed. `stop_at` is in epoch seconds; None: when the closing sequence is knocked."""
@@ -84,36 +87,38 @@ class Journal:
         files.replace(self._directory / note.name, json.dumps(content).encode())
 
     def remove(self, name: str) -> None:
-        """Drop a note."""
-        with contextlib.suppress(OSError):
-            (self._directory / name).unlink(missing_ok=True)
-            files.sync_directory(self._directory)
+        """Drop a note. Raises OSError."""
+        (self._directory / name).unlink(missing_ok=True)
+        files.sync_directory(self._directory)
 
     def take_up(self) -> Iterator[Note]:
         """Yield the notes that another daemon left here."""
         for rest in self._directory.glob(f".{self._prefix}*.new"):
-            rest.unlink(missing_ok=True)  # of a daemon that was killed while it wrote
+            with contextlib.suppress(OSError):
+                rest.unlink(missing_ok=True)  # of a daemon that was killed while it wrote
         for path in sorted(self._directory.glob("stop-*-*-*")):
             if path.name.startswith(self._boot) and not path.name.startswith(self._prefix):
                 continue  # the daemon of another network namespace of this machine
             try:
-                _check_owner(path)
                 name = path.name
                 if not name.startswith(self._prefix):
                     name = self.fresh_name()
                     path.rename(self._directory / name)
-                yield _parse(json.loads(files.read_regular(self._directory / name)), name)
+                yield _parse(json.loads(_read_own(self._directory / name)), name)
             except FileNotFoundError:
                 continue  # another daemon was first
             except (OSError, ValueError, TypeError, KeyError) as exc:
                 logs.log.error("the noted stop command in %s cannot be read: %s", path, exc)
 
 
-def _check_owner(path: Path) -> None:
-    """Raise ValueError for a note that somebody else may have written: it will be run with our rights."""
-    status = path.stat()
-    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise ValueError("somebody else can write it")
+def _read_own(path: Path) -> bytes:
+    """Read a note. Raises ValueError for one that somebody else may have written: it will be run with our rights."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise ValueError("somebody else can write it")
+        return file.read(_LONGEST_NOTE)
 
 
 def _parse(content: dict[str, Any], name: str) -> Note:

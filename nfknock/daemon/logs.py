@@ -42,7 +42,12 @@ def opened(hole: Hole, now: float, *, is_new: bool) -> str:
 
 def running(door: str, arguments: Sequence[str]) -> str:
     """Return the log line for a command that is started."""
-    return f"{door}: running command: {shlex.join(arguments)}"
+    return f"{door}: running command: {visible(shlex.join(arguments))}"
+
+
+def visible(text: str) -> str:
+    """Return a text as one line that does nothing to a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def put_off(door: str, source: IPAddress, cmd_timeout: float | None) -> str:

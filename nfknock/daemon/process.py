@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from nfknock.config.durations import format_duration
@@ -55,8 +56,11 @@ class Call:
 class Process:
     """A command that runs."""
 
-    def __init__(self, call: Call) -> None:
-        """Start it. Raises NoRoomError, or OSError when it can never be started."""
+    def __init__(self, call: Call, *, outlives_us: bool = False) -> None:
+        """Start it. Raises NoRoomError, or OSError when it can never be started.
+
+        One that outlives us is not ended by SIGPIPE when nobody reads any more what it says.
+        """
         logs.log.info(logs.running(call.door, call.arguments))
         self._call = call
         self._kill_at = time.monotonic() + call.run_timeout
@@ -66,23 +70,26 @@ class Process:
         try:
             self._process = subprocess.Popen(  # noqa: S603  (the administrator's arguments, and an address)
                 call.arguments,
-                stdin=subprocess.DEVNULL,
+                stdin=_nothing(),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 env=call.environment(),
                 cwd="/",
                 start_new_session=True,
+                # Python ignores SIGPIPE, and so does then what it starts.
+                restore_signals=not outlives_us,
             )
         except OSError as exc:
             if exc.errno in _TRANSIENT:
-                raise NoRoomError(exc.strerror) from exc
+                raise NoRoomError((exc.strerror or str(exc)).lower()) from exc
             raise
+        self._pidfd = self._watched()
 
     def wait(self) -> None:
         """Follow it to its end and say how that was."""
         process = self._process
         assert process.stdout is not None
-        with process.stdout, selectors.DefaultSelector() as selector, _pidfd(process.pid) as ended:
+        with process.stdout, selectors.PollSelector() as selector, os.fdopen(self._pidfd, "rb") as ended:
             os.set_blocking(process.stdout.fileno(), False)
             selector.register(ended, selectors.EVENT_READ)
             selector.register(process.stdout, selectors.EVENT_READ, self._output)
@@ -91,6 +98,9 @@ class Process:
                     self._kill()
             # What it said last. Children that it left behind may hold the pipe open; they are not waited for.
             self._output.take(process.stdout.fileno())
+        if self._signal is not signal.SIGTERM:
+            # It was told to end, and so are the children that it left. Until it is taken in, its number is its own.
+            self._send(signal.SIGKILL)
         self._output.finish()
         self._report(process.wait())
 
@@ -98,6 +108,14 @@ class Process:
         """Tell it to end, from another thread: `wait` sees to the rest, soon."""
         self._term_timeout = _LAST_TERM_TIMEOUT
         self._kill_at = 0.0
+
+    def _watched(self) -> int:
+        try:
+            return os.pidfd_open(self._process.pid)
+        except OSError as exc:
+            self._send(signal.SIGKILL)
+            self._process.communicate()
+            raise NoRoomError((exc.strerror or str(exc)).lower()) from exc
 
     def _has_ended(self, selector: selectors.BaseSelector) -> bool:
         left = max(0.0, self._kill_at - time.monotonic())
@@ -155,15 +173,12 @@ class _Output:
     def finish(self) -> None:
         lines = bytes(self._kept).decode(errors="replace").splitlines()
         for line in lines[:_MOST_LINES]:
-            self._say("".join(c if c.isprintable() else "?" for c in line))
+            self._say(logs.visible(line))
         if len(lines) > _MOST_LINES or self._length > _MOST_OUTPUT:
             self._say(f"and more, {self._length} bytes in all")
 
 
-@contextlib.contextmanager
-def _pidfd(pid: int) -> Iterator[int]:
-    descriptor = os.pidfd_open(pid)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+@functools.cache
+def _nothing() -> int:
+    """Return a descriptor of /dev/null that stays: Popen would leave its own open where there is no room for a pipe."""
+    return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)

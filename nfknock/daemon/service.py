@@ -24,6 +24,7 @@ from nfknock.daemon.commands import CommandRunner
 from nfknock.daemon.firewall import Firewall
 from nfknock.daemon.outlets import ON_STDERR, Outlets, written_aside
 from nfknock.daemon.spending import Spender
+from nfknock.daemon.threads import in_thread
 from nfknock.daemon.trial import Trial
 from nfknock.errors import NfknockError
 from nfknock.readers import Reader, make_reader
@@ -42,7 +43,7 @@ class Service:
         self._reader = make_reader(config.reader, config.plan)
         self._firewall = Firewall(lambda: make_backend(config.backend), repair=config.repair)
         self._commands = CommandRunner()
-        self._spender = Spender(self._let_in, self._follow)
+        self._spender = Spender(self._find, self._let_in, self._follow)
         self._gate = logs.Gate()
         self._started_at = time.time()
         self._reload_asked = asyncio.Event()
@@ -56,11 +57,12 @@ class Service:
             loop.add_signal_handler(number, self._end)
         # From the first moment on: unhandled it would end us. Until we serve, the file is being read anyway.
         loop.add_signal_handler(signal.SIGHUP, self._ask_for_reload)
+        loop.set_exception_handler(_say_in_a_line)
         self._reader.open()
         try:
-            self._commands.prepare(self._config.doors)
+            await self._commands.prepare(self._config.doors)
             await self._firewall.start(self._config.plan, self._config.doors)
-            self._commands.adopt()
+            self._commands.adopt(self._doors)
             async with control.answering(self.describe):
                 await self._serve(loop)
         finally:
@@ -136,16 +138,24 @@ class Service:
                     self._spender.spend(door, source, sequence)
             case CloseDoor(door=name, source=source):
                 logs.log.info(logs.describe(command))
-                if self._doors[name].opens:
-                    self._firewall.close(name, source)
-                self._commands.closed(name, source)
+                if self._doors[name].one_time is None:
+                    self._shut(name, source)
+                else:
+                    self._spender.then(lambda: self._shut(name, source))
             case _:
                 assert_never(command)
+
+    def _find(self, name: str) -> Door | None:
+        return self._doors.get(name)
 
     def _let_in(self, door: Door, source: IPAddress) -> None:
         if door.opens:
             self._firewall.open(door, source)
         self._commands.opened(door, source)
+
+    def _shut(self, name: str, source: IPAddress) -> None:
+        self._firewall.close(name, source)
+        self._commands.closed(name, source)
 
     def _follow(self, name: str, lines: list[Line]) -> None:
         """Go on with what a file of one-time sequences still has."""
@@ -188,7 +198,7 @@ class Service:
         try:
             # No sequence is marked meanwhile: what is read and what is followed are the same.
             async with self._spender.paused:
-                await self._take_up(load_counting(self._config.path))
+                await self._take_up(await in_thread(lambda: load_counting(self._config.path)))
         except NfknockError as exc:
             logs.log.error("the new configuration was refused and the old one stays: %s", exc)
         except Exception as exc:  # noqa: BLE001  (whatever it is: a daemon that ends guards nothing)
@@ -200,7 +210,7 @@ class Service:
     async def _take_up(self, config: Config) -> None:
         if config.backend != self._config.backend or config.reader != self._config.reader:
             raise NfknockError("another backend or reader needs a restart")
-        self._commands.prepare(config.doors)
+        await self._commands.prepare(config.doors)
         reader = self._reader
         if config.plan.queue != self._config.plan.queue:
             reader = make_reader(config.reader, config.plan)
@@ -220,6 +230,7 @@ class Service:
         self._config = config
         self._doors = {door.name: door for door in config.doors}
         self._tracker.replace_doors(config.doors, config.allowed_ports)
+        self._commands.reconsider(self._doors)
 
     def _exchange_reader(self, reader: Reader) -> None:
         loop = asyncio.get_running_loop()
@@ -241,13 +252,18 @@ class Service:
             self._ended.set_exception(reason)
 
 
+def _say_in_a_line(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Have the event loop's complaints (no descriptor left for a connection) in the log without their tracebacks."""
+    logs.log.error("%s: %s", context["message"], context.get("exception", "no reason is known"))
+
+
 def load_counting(path: Path) -> Config:
     """Load the configuration that counts: not one that was on trial and that nobody confirmed. Raises ConfigError."""
     content = read(path)
     counting = Trial(path).counting(content)
     if counting is not content:
         logs.log.warning("%s was on trial and nobody confirmed it: the one before counts", path)
-    return load(path, counting)
+    return load(path, counting, tolerates="used up")
 
 
 def serve(path: Path) -> None:

@@ -140,13 +140,15 @@ def test_check_warns_of_programs_that_are_not_there(tmp_path: Path) -> None:
 
 
 def test_check_warns_when_one_time_sequences_run_short(tmp_path: Path) -> None:
-    (tmp_path / "ssh.ots").write_text(" 1,2,3\n" * 5)
+    (tmp_path / "ssh.ots").write_text("".join(f" 1,2,{number}\n" for number in range(3, 8)))
+    (tmp_path / "ssh.ots").chmod(0o644)
     path = tmp_path / "nfknock.toml"
     path.write_text('[doors.ssh]\none_time_sequences = "ssh.ots"\nopen = ["22/tcp"]\n')
     path.chmod(0o600)
     done = run("check", str(path))
     assert done.returncode == 0
     assert "warning: doors.ssh.one_time_sequences: 5 are left; `nfknock sequences` makes new ones" in done.stderr
+    assert f"warning: others can read {tmp_path / 'ssh.ots'}" in done.stderr
 
 
 def test_sequences_are_written_once(tmp_path: Path) -> None:

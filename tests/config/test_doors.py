@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nfknock.config import Config, load
+from nfknock.config.doors import Tolerated
 from nfknock.core.model import Commands, Door, Port
 from nfknock.errors import ConfigError
 
@@ -15,10 +16,10 @@ SEQUENCE = 'sequence = ["7101", "8203/udp", "9307"]\n'
 V4, V6 = ip_address("192.0.2.2"), ip_address("2001:db8::2")
 
 
-def read(tmp_path: Path, keys: str, *, needs_sequences: bool = True) -> Config:
+def read(tmp_path: Path, keys: str, *, tolerates: Tolerated = "nothing") -> Config:
     path = tmp_path / "nfknock.toml"
     path.write_text(f"[doors.ssh]\n{keys}")
-    return load(path, needs_sequences=needs_sequences)
+    return load(path, tolerates=tolerates)
 
 
 def door(tmp_path: Path, keys: str) -> Door:
@@ -61,9 +62,9 @@ def test_a_door_that_runs_nothing_may_say_so(tmp_path: Path) -> None:
         ("cmd_timeout = 0", 0),
         ('cmd_timeout = 0\nclose_sequence = ["1", "2"]', None),
         ('close_sequence = ["1", "2"]', 10),
+        ('open = ["22"]\nopen_timeout = 0\ncmd_timeout = 7', 7),
         ('open = ["22"]\nopen_timeout = "1h"', 3600),
         ('open = ["22"]', 30),
-        ('open = ["22"]\nopen_timeout = 0', 10),
         ('open = ["22"]\nopen_timeout = 0\nclose_sequence = ["1", "2"]', None),
         ('open = ["22"]\nopen_timeout = "1h"\ncmd_timeout = 5', 5),
     ],
@@ -81,7 +82,13 @@ def test_what_goes_with_a_hole_ends_with_it(tmp_path: Path, keys: str, seconds: 
         (SEQUENCE + 'command = ["a"]', "doors.ssh.command: unknown key; did you mean 'start_command'?"),
         (SEQUENCE + 'start_command = ["", "x"]', "doors.ssh.start_command: the program has no name; write []"),
         (SEQUENCE + 'stop_command_6 = ["a\\u0000"]', "doors.ssh.stop_command_6: an argument cannot have a NUL byte"),
-        (SEQUENCE + 'start_command = ["a"]\ncmd_timeout = -1', "doors.ssh.cmd_timeout: -1 is not a duration"),
+        (SEQUENCE + 'stop_command = ["a"]\ncmd_timeout = -1', "doors.ssh.cmd_timeout: -1 is not a duration"),
+        (SEQUENCE + 'start_command = ["a"]\ncmd_timeout = 5', "doors.ssh.cmd_timeout: there is no stop_command"),
+        (SEQUENCE + 'start_command = ["a"]\nopen_timeout = 5', "doors.ssh.open_timeout: this door opens no port"),
+        (
+            SEQUENCE + 'open = ["22"]\nopen_timeout = 0\nstop_command = ["a"]',
+            "doors.ssh: the key 'cmd_timeout' is missing: this door never closes by itself",
+        ),
         (SEQUENCE + 'start_command = ["a"]\nrun_timeout = 0', "doors.ssh.run_timeout: 0 s is out of range (0.1 s to"),
         (SEQUENCE + 'open = ["22"]\ncmd_timeout = 5', "doors.ssh.cmd_timeout: there is no command here"),
         (SEQUENCE + 'open = []\nstart_command = ["a"]', "doors.ssh.open: is empty"),
@@ -94,6 +101,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, keys: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, keys)
     assert message in str(caught.value)
+    assert str(caught.value).count("doors.ssh") == 1
 
 
 ONE_TIME = 'open = ["22"]\none_time_sequences = "ssh.ots"\n'
@@ -147,11 +155,21 @@ def test_11_a_file_that_is_missing_unreadable_or_used_up(tmp_path: Path, make: o
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, ONE_TIME)
     assert message in str(caught.value)
-    tolerated = read(tmp_path, ONE_TIME, needs_sequences=False)
+    tolerated = read(tmp_path, ONE_TIME, tolerates="anything")
     assert message in tolerated.warnings[0]
     assert tolerated.warnings[0].endswith("; the door stays shut")
     assert tolerated.doors[0].sequences == ()
     assert tolerated.plan.knock_ports == ()
+
+
+def test_a_used_up_file_shuts_its_door_alone_where_that_is_tolerated(tmp_path: Path) -> None:
+    (tmp_path / "ssh.ots").write_text("#1,2,3\n 1,2,3\n")
+    keys = ONE_TIME + '[doors.web]\nsequence = ["1", "2"]\nopen = ["80"]\n'
+    tolerated = read(tmp_path, keys, tolerates="used up")
+    assert [door.name for door in tolerated.doors if door.sequences] == ["web"]
+    (tmp_path / "ssh.ots").unlink()
+    with pytest.raises(ConfigError):
+        read(tmp_path, keys, tolerates="used up")
 
 
 def test_two_doors_cannot_have_one_file(tmp_path: Path) -> None:

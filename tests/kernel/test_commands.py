@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -108,6 +109,21 @@ def test_26_opened_twice_within_its_time_is_one_start_and_one_stop(lab: Lab) -> 
     bell.wait_for(*[f"start {CLIENT4}", f"stop {CLIENT4}"] * 2)
 
 
+def test_two_openings_at_once_are_one_start_and_one_stop(lab: Lab) -> None:
+    bell = Bell(lab, 'stop_command = STOP\ncmd_timeout = "2s"')
+    rounds = 5
+    for count in range(1, rounds + 1):
+        # Two people behind one address, step by step: both get to the end within the same millisecond.
+        lab.knock(BASTION4, *[each for knock in KNOCKS for each in (knock, knock)])
+        bell.wait_for(*[f"start {CLIENT4}", f"stop {CLIENT4}"] * count)
+    bell.daemon.wait_for("OPEN SESAME", count=2 * rounds)
+    assert notes(lab) == []
+
+
+def notes(lab: Lab) -> list[str]:
+    return [path.name for path in Path(lab.environment["NFKNOCK_STATE_DIR"]).glob("stop-*")]
+
+
 def test_the_closing_sequence_stops_at_once_and_once(lab: Lab) -> None:
     keys = 'stop_command = STOP\ncmd_timeout = 0\nclose_sequence = ["9307", "8203/udp", "7101"]'
     bell = Bell(lab, keys)
@@ -159,7 +175,7 @@ def test_a_daemon_that_is_told_to_end_stops_what_it_started(lab: Lab) -> None:
     bell.daemon.signal(signal.SIGTERM)
     assert bell.daemon.process.wait(20) == 0
     assert bell.rung == [f"start {CLIENT4}", f"stop {CLIENT4}"]
-    assert list(Path(lab.environment["NFKNOCK_STATE_DIR"]).iterdir()) == []
+    assert notes(lab) == []
     with Daemon(lab.bastion) as heir:
         assert heir.lines == ["ready"]
 
@@ -198,6 +214,43 @@ def test_a_command_that_hangs_is_ended_and_holds_up_nothing(lab: Lab) -> None:
     bell.daemon.wait_for("bell: command was ended by signal 9", within=20)
 
 
+def test_the_children_of_a_command_that_is_ended_end_too(lab: Lab) -> None:
+    bell = Bell(
+        lab, 'run_timeout = "1s"', start=f"(trap '' TERM; sleep 3; echo survived >>{lab.directory}/rung) & wait"
+    )
+    bell.knock()
+    bell.daemon.wait_for("bell: command was ended by signal 15")
+    time.sleep(3.5)
+    assert bell.rung == [f"start {CLIENT4}"]
+
+
+def test_a_stop_command_that_runs_when_the_daemon_goes_is_not_lost(lab: Lab) -> None:
+    slow = '["/bin/sh", "-c", "sleep 2; echo now; echo stopped >>RUNG"]'.replace("RUNG", str(lab.directory / "rung"))
+    bell = Bell(lab, f'stop_command = {slow}\ncmd_timeout = "1s"')
+    bell.knock()
+    bell.daemon.wait_for("command timeout")
+    bell.daemon.process.kill()
+    bell.daemon.process.wait()
+    with Daemon(lab.bastion) as heir:
+        heir.wait_for("adopted 1 stop command")
+        heir.signal(signal.SIGTERM)
+        assert heir.process.wait(20) == 0
+    assert bell.rung[0] == f"start {CLIENT4}"
+    assert set(bell.rung[1:]) == {"stopped"}
+    assert notes(lab) == []
+
+
+def test_what_only_a_lost_closing_sequence_would_stop_is_stopped(lab: Lab) -> None:
+    keys = 'stop_command = STOP\ncmd_timeout = 0\nclose_sequence = ["9307", "8203/udp", "7101"]'
+    bell = Bell(lab, keys)
+    bell.knock()
+    bell.wait_for(f"start {CLIENT4}")
+    lab.configure('[doors.other]\nsequence = ["7101", "8203"]\nopen = ["22"]\n')
+    bell.daemon.signal(signal.SIGHUP)
+    bell.daemon.wait_for("nothing can stop this any more, so it is stopped now")
+    bell.wait_for(f"start {CLIENT4}", f"stop {CLIENT4}")
+
+
 def test_a_door_has_four_commands_at_once_and_others_have_theirs(lab: Lab) -> None:
     other = '[doors.other]\nsequence = ["6101", "6203/udp"]\nstart_command = ["/bin/echo", "me too"]\n'
     bell = Bell(lab, start="sleep 2", more=other)
@@ -227,7 +280,7 @@ def test_a_command_that_prints_without_end_takes_no_time_from_knocks(lab: Lab) -
 def test_where_no_stop_command_can_be_noted_none_is_owed(lab: Lab) -> None:
     bell = Bell(lab, 'stop_command = STOP\ncmd_timeout = "1s"')
     state = Path(lab.environment["NFKNOCK_STATE_DIR"])
-    state.rmdir()
+    shutil.rmtree(state)
     state.touch()
     bell.knock()
     bell.daemon.wait_for(f"{CLIENT4}: bell: command not run: its stop command cannot be noted: not a directory")
