@@ -30,8 +30,15 @@ _READY_TIMEOUT = 30.0
 @contextlib.contextmanager
 def nobody_waits() -> Iterator[None]:
     """Change the firewall while no `apply` waits for its confirmation. Raises NfknockError if one does."""
-    with _locked():
+    with contextlib.ExitStack() as stack:
+        # Where there is no place for the lock, no guard can be.
+        with contextlib.suppress(_NoPlaceError):
+            stack.enter_context(_locked())
         yield
+
+
+class _NoPlaceError(NfknockError):
+    """There is no directory for the lock, and none can be made."""
 
 
 class Trial(Protocol):
@@ -106,7 +113,7 @@ def _locked() -> Iterator[int]:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as exc:
-        raise NfknockError(f"creating {path}: {(exc.strerror or str(exc)).lower()}; run this as root") from exc
+        raise _NoPlaceError(f"creating {path}: {(exc.strerror or str(exc)).lower()}; run this as root") from exc
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield descriptor
