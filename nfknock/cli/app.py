@@ -13,6 +13,7 @@ import click
 
 from nfknock import __version__
 from nfknock.cli.configure import check, init
+from nfknock.cli.doctor import doctor
 from nfknock.cli.firewall import apply, close, open_, remove
 from nfknock.cli.knock import knock
 from nfknock.cli.migrate import import_
@@ -48,7 +49,7 @@ def nfknock(context: click.Context, config: Path | None, verbose: bool) -> None:
     context.obj = Settings(path=path, is_chosen=bool(config or os.environ.get("NFKNOCK_CONFIG")), is_verbose=verbose)
 
 
-for _command in (init, check, apply, run, status, open_, close, remove, import_, sequences, knock):
+for _command in (init, check, apply, run, status, open_, close, remove, doctor, import_, sequences, knock):
     nfknock.add_command(_command)
 
 
