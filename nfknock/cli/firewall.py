@@ -8,6 +8,7 @@ import time
 import click
 
 from nfknock.backends import Change, make_backend
+from nfknock.cli.refusals import refuse_or_warn
 from nfknock.cli.settings import Settings, pass_settings, warn
 from nfknock.config.durations import format_duration, parse_duration
 from nfknock.core.model import Hole, IPAddress, as_source
@@ -18,14 +19,16 @@ from nfknock.errors import ConfigError, NfknockError
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Print the difference in iptables-save notation; change nothing.")
+@click.option("--force", is_flag=True, help="Apply what would be refused.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @pass_settings
-def apply(settings: Settings, dry_run: bool, as_json: bool) -> None:
+def apply(settings: Settings, dry_run: bool, force: bool, as_json: bool) -> None:
     """Bring the firewall to what the configuration says, all at once."""
     # A guard with a door that stays shut is better than no guard.
     config = settings.load(needs_sequences=False)
     backend = make_backend(config.backend)
     warnings = backend.probe()
+    warnings += refuse_or_warn(config, backend, force=force, dry_run=dry_run, as_json=as_json)
     if settings.is_verbose and not (dry_run or as_json):
         for line in backend.apply(config.plan, dry_run=True).difference:
             click.echo(line)
