@@ -12,7 +12,7 @@ from nfknock.host.interfaces import LOOPBACK, matching, names
 def is_right(check: str, patient: Patient) -> Iterator[Finding]:
     """Say whether the configuration can be used."""
     if patient.error:
-        yield Finding(check, "fault", patient.error, "`nfknock check` says the same once it is mended")
+        yield Finding(check, "fault", patient.error, "mend it; `nfknock check` reads it again")
     elif patient.config is None:
         yield Finding(check, "warning", f"there is no {patient.path} yet", "`nfknock init` writes one")
     else:

@@ -108,7 +108,8 @@ def forwards_nothing(check: str, patient: Patient) -> Iterator[Finding]:
     found = forwards(nftread.read())
     for forward in found:
         who = "Docker publishes" if forward.is_docker else "a DNAT rule sends on"
-        mend = "publish it on 127.0.0.1 alone" if forward.is_docker else "take that rule out"
+        mend = "publish it on 127.0.0.1 alone, or have a door open it with `to`"
+        mend = mend if forward.is_docker else "take that rule out"
         door = opened.get(forward.port)
         text = f"{who} {forward.port}, which never comes by INPUT: nfknock does not guard it"
         if door:

@@ -29,7 +29,8 @@ class Session:
 def session() -> Session | None:
     """Return the session that this process is called from, None without one.
 
-    `sudo` and `su -` leave the variable out; the shell that they were called from still has it.
+    `sudo` and `su -` leave the variable out; the shell that they were called from still has it. One that is empty says
+    that there is no session.
     """
     for environment in _environments():
         text = environment.get(_VARIABLE)
