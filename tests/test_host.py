@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from nfknock.core.model import Port
 from nfknock.host import ssh
-from nfknock.host.nftables import compare
-from nfknock.host.probe import Answer, Field
+from nfknock.host.nftables import compare, judge
+from nfknock.host.nftread import Chain, Expression, Rule, Ruleset
+from nfknock.host.probe import Answer, Field, Probe
 
 KNOWN = Field.of(b"\x00\x16")
 HALF = Field(b"\xc0\x00", b"\xff\x00")
@@ -46,6 +48,16 @@ def test_nobody_in_particular_is_in_no_list() -> None:
     assert anybody.equals(b"\xc0\x00\x02\x01") is False
     assert anybody.is_between(b"\xc0\x00\x02\x00", b"\xc0\x00\x02\xff") is False
     assert anybody.is_between(bytes(4), b"\xff" * 4) is True
+
+
+def test_an_expression_in_another_shape_may_decide_anything() -> None:
+    chain = Chain(key=(1, "t", "input"), hook="input", kind="filter", drops=False)
+    probe = Probe(port=Port(22), version=4, interface="eth0")
+    for name in ("cmp", "immediate", "lookup", "match"):
+        rule = Rule(key=chain.key, expressions=(Expression(name, {3: b"\0"}),))
+        ruleset = Ruleset({chain.key: chain}, {chain.key: [rule]}, {})
+        assert [each.fate for each in judge(ruleset, probe)] == ["may drop"]
+    assert list(judge(Ruleset({chain.key: chain}, {chain.key: []}, {}), probe)) == []
 
 
 @pytest.mark.parametrize(

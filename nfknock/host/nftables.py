@@ -73,10 +73,15 @@ class _Evaluation:
     def steps(self) -> Iterator[Step[Key]]:
         """Yield what the rule does, if it does anything to the packet."""
         for expression in self._rule.expressions:
-            found = list(self._decide(expression))
+            try:
+                found = list(self._decide(expression))
+                answer = True if found else self._compare(expression)
+            except (KeyError, ValueError, OverflowError):
+                # A later kernel's, in another shape: it may decide anything. No ruleset may keep `apply` from working.
+                self._registers.forget()
+                found, answer = list(self._either()), None
             yield from found
-            if not found:
-                self._answer = every(self._answer, self._compare(expression))
+            self._answer = every(self._answer, answer)
             if self._answer is False:
                 return
 
