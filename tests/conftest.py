@@ -45,3 +45,11 @@ def lab(kernel: None, tmp_path: Path) -> Iterator[Lab]:
     made = Lab(tmp_path)
     yield made
     made.stop()
+
+
+@pytest.fixture
+def bare(lab: Lab) -> Lab:
+    """A bastion whose tables are there, so that they can be compared."""
+    for command in ("iptables-legacy", "ip6tables-legacy"):
+        lab.bastion.run(command, "-S")
+    return lab

@@ -127,6 +127,8 @@ class Lab:
             "NFKNOCK_RUNTIME_DIR": str(directory / "run"),
             "NFKNOCK_STATE_DIR": str(directory / "state"),
             "NFKNOCK_CONFIG": str(self.config),
+            # Whoever runs the tests over SSH is not in here.
+            "SSH_CONNECTION": "",
         }
         self.environment = environment
         self.bastion = Host(environment)

@@ -30,6 +30,7 @@ _COMMANDS = (
     Entry("open", "nfknock.cli.holes:open_", "Open DOOR for the address SOURCE, without a knock."),
     Entry("close", "nfknock.cli.holes:close", "Close what is open for the address SOURCE."),
     Entry("remove", "nfknock.cli.apply:remove", "Take everything that nfknock put in out again."),
+    Entry("doctor", "nfknock.cli.doctor:doctor", "Look for what on this host would stop nfknock from working."),
     Entry("import", "nfknock.cli.migrate:import_", "Turn FILE, a knockd.conf, into a configuration."),
     Entry("sequences", "nfknock.cli.sequences:sequences", "Write random one-time sequences to FILE, for both ends."),
     Entry("knock", "nfknock.cli.knock:knock", "Knock at HOST: 7101 and 7101:tcp are TCP, 7101:udp is UDP."),

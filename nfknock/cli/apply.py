@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import click
 
 from nfknock.backends import Backend, Change, make_backend
+from nfknock.cli.refusals import refuse_or_warn
 from nfknock.cli.settings import Settings, duration_of, pass_settings, warn
 from nfknock.config import Config, read
 from nfknock.daemon import control, guard
@@ -23,7 +24,7 @@ _LONGEST_TRIAL = 86400.0
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Print the difference in iptables-save notation; change nothing.")
 @click.option("--confirm", metavar="SECONDS", help="Take it back after so long, unless `nfknock confirm` is run.")
-@click.option("--force", is_flag=True, help="Apply what was taken back, or never confirmed.")
+@click.option("--force", is_flag=True, help="Apply what would be refused, was taken back or never confirmed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @pass_settings
 def apply(settings: Settings, dry_run: bool, confirm: str | None, force: bool, as_json: bool) -> None:
@@ -38,6 +39,7 @@ def apply(settings: Settings, dry_run: bool, confirm: str | None, force: bool, a
     config = settings.load(content, tolerates="anything")
     backend = make_backend(config.backend)
     warnings = backend.probe()
+    warnings += refuse_or_warn(config, backend, force=force, dry_run=dry_run, as_json=as_json)
     if settings.is_verbose and not (dry_run or as_json):
         for line in backend.apply(config.plan, dry_run=True).difference:
             click.echo(line)

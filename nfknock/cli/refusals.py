@@ -1,0 +1,118 @@
+"""What `apply` refuses to do, and why: to lock its caller out, or to open what the host shuts again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import click
+
+from nfknock.backends import Backend
+from nfknock.config import Config
+from nfknock.core.model import Port, family_of
+from nfknock.core.reach import Visitor, way_in
+from nfknock.doctor.neighbours import stranger_on
+from nfknock.errors import NfknockError
+from nfknock.host import legacy, nftread, ssh
+from nfknock.host.conflicts import all_conflicts
+from nfknock.host.interfaces import entrances
+from nfknock.host.probe import Probe, network_of
+
+_CHAIN = "NFKNOCK"
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Something that speaks against applying a configuration; what is not certain is but a warning."""
+
+    text: str
+    mend: str
+    is_certain: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.text}; {self.mend}"
+
+
+def refuse_or_warn(
+    config: Config, backend: Backend, *, force: bool = False, dry_run: bool = False, as_json: bool = False
+) -> list[str]:
+    """Return what the administrator should know before this configuration is applied, one line each.
+
+    Raises NfknockError, with the reasons said, when it should not be. Nothing is changed either way. What would
+    change nothing is not refused: the firewall is as it was wanted before.
+    """
+    reasons = list(_reasons(config))
+    refused = [reason for reason in reasons if reason.is_certain]
+    warnings = [str(reason) for reason in reasons if not reason.is_certain]
+    if not refused or force or not backend.apply(config.plan, dry_run=True).changed:
+        return [*map(str, refused), *warnings]
+    if dry_run:
+        return [*(f"would be refused: {reason}" for reason in refused), *warnings]
+    for line in (*(f"refused: {reason}" for reason in refused), *(f"warning: {line}" for line in warnings)):
+        click.echo(line, err=True)
+    if as_json:
+        report = {"changed": False, "difference": [], "warnings": warnings, "refused": [*map(str, refused)]}
+        click.echo(json.dumps(report))
+    raise NfknockError("nothing was changed, for what is said above; `apply --force` does it all the same")
+
+
+def _reasons(config: Config) -> Iterator[Reason]:
+    yield from _locks_out(config)
+    yield from _is_dropped(config)
+    yield from _shares_queue(config)
+
+
+def _locks_out(config: Config) -> Iterator[Reason]:
+    session = ssh.session()
+    if session is None:
+        return
+    port = Port(session.port)
+    visitor = Visitor(source=session.source, port=port, interface=session.interface)
+    if way_in(config.plan, config.doors, visitor) or not _would_be_shut(session):
+        return
+    entry = f'{{ open = "{port}", from = "{session.source}" }}'
+    yield Reason(
+        f"this shuts {port} to {session.source}, from where you are here over SSH",
+        f"add {entry} to `allow` under [firewall], or have a door open {port}",
+    )
+
+
+def _would_be_shut(session: ssh.Session) -> bool:
+    """Whether the port is not shut already, and no rule of the host's own lets this source in behind ours."""
+    version: legacy.Version = 4 if family_of(session.source) == "ipv4" else 6
+    probe = Probe(
+        port=Port(session.port),
+        version=version,
+        interface=session.interface or entrances(())[0][0],
+        source=network_of(session.source),
+    )
+    try:
+        table = legacy.read("filter", version)
+    except OSError:
+        return True  # unsure: then nobody is locked out
+    if table is None:
+        return True
+    return table.ends(probe) != {"drop"} and table.ends(probe, without=_CHAIN, policy="drop") != {"accept"}
+
+
+def _is_dropped(config: Config) -> Iterator[Reason]:
+    try:
+        ruleset = nftread.read()
+        for conflict in all_conflicts(ruleset, config.plan, config.doors) if ruleset else ():
+            yield Reason(conflict.text, conflict.mend, conflict.fate == "drops")
+    except OSError as exc:
+        why = (exc.strerror or str(exc)).lower()
+        text = f"the host's nf_tables ruleset could not be read ({why})"
+        yield Reason(text, "it may drop what nfknock opens", is_certain=False)
+
+
+def _shares_queue(config: Config) -> Iterator[Reason]:
+    queue = config.plan.queue
+    try:
+        owner = stranger_on(queue)
+    except OSError:
+        return  # without root there is no telling, and no applying either
+    if owner:
+        mend = "stop that program, or choose another number with `queue` under [reader]"
+        yield Reason(f"{owner.name} has NFQUEUE {queue}, and would get the knocks", mend)

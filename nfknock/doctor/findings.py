@@ -1,0 +1,43 @@
+"""What a check finds, and what it looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from nfknock.config import Config
+
+Level = Literal["ok", "warning", "fault"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line: how things stand, and what mends it where something is wrong."""
+
+    check: str
+    level: Level
+    text: str
+    mend: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.text}; {self.mend}" if self.mend else self.text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patient:
+    """The configuration that this host is looked at for; without one, what every configuration needs."""
+
+    path: Path
+    config: Config | None = None
+    error: str = ""
+    """Why there is no configuration, if there should be one."""
+
+    @property
+    def queue(self) -> int:
+        """The configured queue, else the default one."""
+        return self.config.plan.queue if self.config else 5
+
+
+Check = Callable[[str, Patient], Iterator[Finding]]

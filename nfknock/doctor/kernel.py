@@ -1,0 +1,135 @@
+"""Checks of what the kernel and its libraries can do.
+
+Nothing is tried out: whoever asks netfilter for something makes it load modules and make tables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from nfknock.backends.iptables.backend import has_ipv6
+from nfknock.backends.xtables import binding
+from nfknock.doctor.findings import Finding, Patient
+from nfknock.errors import NfknockError
+from nfknock.host import capabilities, legacy, modules, nftread
+
+_FAMILIES: dict[legacy.Version, str] = {4: "iptable_filter", 6: "ip6table_filter"}
+_MATCHES = ("addrtype", "comment", "conntrack", "multiport", "tcp", "time", "udp")
+_TARGETS = ("NFQUEUE",)
+_OWN = ("tcp", "udp")
+"""They have no module of their own."""
+_OTHERS = {"nf_tables": "nf_tables", "ip_set": "ipset", "nfnetlink_log": "NFLOG"}
+
+
+def has_capabilities(check: str, _patient: Patient) -> Iterator[Finding]:
+    """Say whether this process could write a firewall."""
+    missing = capabilities.missing()
+    if not missing:
+        yield Finding(check, "ok", "CAP_NET_ADMIN and CAP_NET_RAW are there")
+    elif os.geteuid():
+        text = f"an ordinary user without {' and '.join(missing)} sees only a part of this"
+        yield Finding(check, "warning", text, "run this as root")
+    else:
+        mend = "give the container or the service these capabilities"
+        yield Finding(check, "fault", f"root has no {' and '.join(missing)} here", mend)
+
+
+def has_libraries(check: str, _patient: Patient) -> Iterator[Finding]:
+    """Say whether what the server side needs is installed."""
+    mend = "pip install 'nfknock[server]'"
+    absent = [
+        package
+        for package, name in (("NetfilterQueue", "netfilterqueue"), ("pyroute2", "pyroute2"))
+        if importlib.util.find_spec(name) is None
+    ]
+    try:
+        binding.iptc()
+    except NfknockError as exc:
+        yield Finding(check, "fault", str(exc))
+    if absent:
+        yield Finding(check, "fault", f"not installed: {', '.join(absent)}", mend)
+    else:
+        yield Finding(check, "ok", "python-iptables, NetfilterQueue and pyroute2 are installed")
+
+
+def has_legacy_tables(check: str, _patient: Patient) -> Iterator[Finding]:
+    """Say whether the kernel has the filter tables that the backend iptables writes."""
+    for version, module in _FAMILIES.items():
+        family, has_list = f"IPv{version}", Path("/proc/net", f"ip{6 if version == 6 else ''}_tables_names").exists()
+        state = modules.state(module)
+        if state == "loadable" and not has_list:
+            yield Finding(check, "ok", f"legacy x_tables for {family}: {module} is loaded by the first `nfknock apply`")
+        elif has_list or state == "there":
+            yield Finding(check, "ok", f"legacy x_tables for {family}")
+        elif version == 6 and not has_ipv6():
+            yield Finding(check, "ok", "IPv6 is off, so it needs no table")
+        else:
+            mend = f"use a kernel that has {module}"
+            yield Finding(check, "fault", f"this kernel shows no legacy x_tables for {family}", mend)
+
+
+def has_extensions(check: str, _patient: Patient) -> Iterator[Finding]:
+    """Say whether the extensions are there that our rules are made of."""
+    try:
+        matches = set(Path("/proc/net/ip_tables_matches").read_text().split())
+        targets = set(Path("/proc/net/ip_tables_targets").read_text().split())
+    except FileNotFoundError:
+        return  # x_tables is not loaded yet, or absent, which has been said
+    unloaded = [name for name in _MATCHES if name not in matches] + [name for name in _TARGETS if name not in targets]
+    states = {name: modules.state(f"xt_{name}") for name in unloaded if name not in _OWN}
+    absent = [name for name, state in states.items() if state == "absent"]
+    unclear = [name for name, state in states.items() if state is None]
+    if absent:
+        yield Finding(check, "fault", f"this kernel has no x_tables extension {', '.join(absent)}", "use one that has")
+    if unclear:
+        text = f"the x_tables extensions {', '.join(unclear)} are not loaded, and nothing tells whether they could be"
+        yield Finding(check, "warning", text, "`nfknock apply --dry-run` finds out")
+    if not (absent or unclear):
+        yield Finding(check, "ok", f"x_tables extensions: {', '.join((*_MATCHES, *_TARGETS))}")
+
+
+def has_queues(check: str, _patient: Patient) -> Iterator[Finding]:
+    """Say whether the kernel can hand packets to a program."""
+    state = modules.state("nfnetlink_queue")
+    if Path("/proc/net/netfilter/nfnetlink_queue").exists() or state == "there":
+        yield Finding(check, "ok", "NFQUEUE")
+    elif state == "loadable":
+        yield Finding(check, "ok", "NFQUEUE: nfnetlink_queue is loaded by the first `nfknock run`")
+    else:
+        mend = "use a kernel with CONFIG_NETFILTER_NETLINK_QUEUE"
+        yield Finding(check, "fault", "this kernel shows no NFQUEUE", mend)
+
+
+def has_others(check: str, _patient: Patient) -> Iterator[Finding]:
+    """Say what else there is of netfilter; nothing configured needs it."""
+    states = {title: _state(module) for module, title in _OTHERS.items()}
+    words = {"there": "there", "loadable": "can be loaded", "absent": "absent", None: "not in use"}
+    listed = ", ".join(f"{title} ({words[state]})" for title, state in states.items())
+    yield Finding(check, "ok", f"of use to others: {listed}")
+
+
+def _state(module: str) -> modules.State | None:
+    if module == "nfnetlink_log" and Path("/proc/net/netfilter/nfnetlink_log").exists():
+        return "there"
+    found = modules.state(module)
+    if module == "nf_tables" and found is None:
+        with contextlib.suppress(OSError):
+            return "there" if nftread.read() else None
+    return found
+
+
+def shows_our_rules(check: str, _patient: Patient) -> Iterator[Finding]:
+    """Say which `iptables` command this host has."""
+    path = shutil.which("iptables", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if path is None:
+        return
+    if "nft" in Path(path).resolve().name:
+        text = "the command `iptables` is the nft variant here, which does not show nfknock's rules"
+        yield Finding(check, "ok", f"{text}: `iptables-legacy -S` does")
+    else:
+        yield Finding(check, "ok", "the command `iptables` shows nfknock's rules")

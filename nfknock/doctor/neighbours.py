@@ -1,0 +1,120 @@
+"""Checks of what else on this host has a hand in its packets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from nfknock.daemon.control import ask_daemon
+from nfknock.doctor.findings import Finding, Level, Patient
+from nfknock.errors import DaemonError
+from nfknock.host import legacy, nftread, queues
+from nfknock.host.conflicts import all_conflicts
+from nfknock.host.forwards import forwards, has_docker
+
+_UFW = Path("/etc/ufw/ufw.conf")
+_FIREWALLD = Path("/run/firewalld.pid")
+
+
+def stranger_on(queue: int) -> queues.Owner | None:
+    """Return who has a queue that is not our own daemon, None if it is that, or nobody. Raises OSError."""
+    try:
+        owner = queues.owner(queue)
+    except FileNotFoundError:
+        return None
+    if owner is None:
+        return None
+    try:
+        daemon = ask_daemon()
+    except DaemonError:
+        return None  # there is one, and it does not answer
+    return owner if daemon is None or daemon.get("pid") != owner.port else None
+
+
+def queue_is_free(check: str, patient: Patient) -> Iterator[Finding]:
+    """Say whether another program has our queue."""
+    owner = stranger_on(patient.queue)
+    if owner is None:
+        yield Finding(check, "ok", f"NFQUEUE {patient.queue} is free, or our own daemon's")
+        return
+    mend = "stop that program, or choose another number with `queue` under [reader]"
+    yield Finding(check, "fault", f"{owner.name} has NFQUEUE {patient.queue}", mend)
+
+
+def lets_pass(check: str, patient: Patient) -> Iterator[Finding]:
+    """Say whether the host's nf_tables ruleset drops what nfknock opens."""
+    ruleset = nftread.read()
+    if ruleset is None:
+        yield Finding(check, "ok", "there is no nf_tables ruleset that could drop what nfknock opens")
+        return
+    if patient.config is None:
+        chains = [str(chain) for chain in ruleset.chains.values() if chain.hook == "input"]
+        text = f"there is an nf_tables ruleset; without a configuration it is not looked at: {', '.join(chains)}"
+        yield Finding(check, "warning" if chains else "ok", text)
+        return
+    found = list(all_conflicts(ruleset, patient.config.plan, patient.config.doors))
+    for conflict in found:
+        level: Level = "fault" if conflict.fate == "drops" else "warning"
+        yield Finding(check, level, conflict.text, conflict.mend)
+    if not found:
+        yield Finding(check, "ok", "the host's nf_tables ruleset drops nothing that nfknock opens")
+
+
+def has_no_ufw(check: str, _patient: Patient) -> Iterator[Finding]:
+    """Say whether ufw guards this host too."""
+    try:
+        is_enabled = "ENABLED=yes" in _UFW.read_text().split()
+    except OSError:
+        is_enabled = False
+    if is_enabled or _has_chain("ufw"):
+        yield _beside(check, "ufw", "ufw disable")
+
+
+def has_no_firewalld(check: str, _patient: Patient) -> Iterator[Finding]:
+    """Say whether firewalld guards this host too."""
+    ruleset = _ruleset()
+    if _FIREWALLD.exists() or (ruleset and any(table == "firewalld" for _family, table, _name in ruleset.chains)):
+        yield _beside(check, "firewalld", "systemctl disable --now firewalld")
+
+
+def _beside(check: str, name: str, command: str) -> Finding:
+    text = f"{name} is active too: only what both let in is open, so its open ports must stand under `allow` as well"
+    return Finding(check, "warning", text, f"name them there, or run: {command}")
+
+
+def _has_chain(prefix: str) -> bool:
+    ruleset = _ruleset()
+    names = [name for _family, _table, name in ruleset.chains] if ruleset else []
+    versions: tuple[legacy.Version, ...] = (4, 6)
+    for version in versions:
+        try:
+            table = legacy.read("filter", version)
+        except OSError:
+            continue
+        names += table.names.values() if table else ()
+    return any(name.startswith((f"{prefix}-", f"{prefix}6-")) for name in names)
+
+
+def _ruleset() -> nftread.Ruleset | None:
+    try:
+        return nftread.read()
+    except OSError:
+        return None
+
+
+def forwards_nothing(check: str, patient: Patient) -> Iterator[Finding]:
+    """Say which ports are sent on to containers: those never come by INPUT, whatever nfknock does."""
+    opened = {port: door.name for door in (patient.config.doors if patient.config else ()) for port in door.opens}
+    found = forwards(nftread.read())
+    for forward in found:
+        who = "Docker publishes" if forward.is_docker else "a DNAT rule sends on"
+        mend = "publish it on 127.0.0.1 alone, or have a door open it with `to`"
+        mend = mend if forward.is_docker else "take that rule out"
+        door = opened.get(forward.port)
+        text = f"{who} {forward.port}, which never comes by INPUT: nfknock does not guard it"
+        if door:
+            yield Finding(check, "fault", f"{text}, though the door {door} opens it", mend)
+        else:
+            yield Finding(check, "warning", text, f"{mend}, if it is meant to be guarded")
+    if not found and has_docker():
+        yield Finding(check, "ok", "Docker is here, and publishes no port")

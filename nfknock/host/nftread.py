@@ -1,0 +1,204 @@
+"""Reads the nf_tables ruleset of this network namespace, as linux/netfilter/nf_tables.h has it."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from nfknock.host.modules import is_there
+from nfknock.host.netlink import NETFILTER, InterruptedDumpError, ask, attribute, attributes, number, text
+
+_SUBSYSTEM = 10 << 8
+_GET_TABLE, _GET_CHAIN, _GET_RULE, _GET_SET, _GET_ELEMENTS = 1, 4, 7, 10, 13
+_MESSAGE_SIZE = 4
+_FAMILIES = {1: "inet", 2: "ip", 10: "ip6"}
+_DORMANT = 1
+_ATTEMPTS = 5
+# What a kernel without it answers.
+_NO_NFTABLES = (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT)
+
+Hook = Literal["prerouting", "input", "forward", "output", "postrouting"]
+_HOOKS: tuple[Hook, ...] = ("prerouting", "input", "forward", "output", "postrouting")
+
+Key = tuple[int, str, str]
+"""A family's number, a table's name, and that of a chain or a set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """One step of a rule, with its attributes by their numbers."""
+
+    name: str
+    content: dict[int, bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """A rule: what it compares, loads and decides, in that order."""
+
+    key: Key
+    expressions: tuple[Expression, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """A chain; one without a hook is there to be jumped to."""
+
+    key: Key
+    hook: Hook | None = None
+    kind: str = ""
+    priority: int = 0
+    drops: bool = False
+    """Whether its policy does."""
+
+    def __str__(self) -> str:
+        family, table, name = self.key
+        return f"{_FAMILIES[family]} {table} {name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """An element of a set or a map; `verdict` is what a verdict map has for it."""
+
+    key: bytes
+    verdict: bytes = b""
+    is_end: bool = False
+    """Where an interval ends, in a set of those: the first key that is beyond."""
+    is_rest: bool = False
+    """What all those have that are in no other element."""
+    key_end: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Set:
+    """A set's shape."""
+
+    flags: int
+    key_size: int
+
+
+@dataclass(slots=True)
+class Ruleset:
+    """Everything in the families inet, ip and ip6 that is not dormant. Sets' elements are read when they are needed."""
+
+    chains: dict[Key, Chain]
+    rules: dict[Key, list[Rule]]
+    sets: dict[Key, Set]
+    _elements: dict[Key, tuple[Element, ...]] = field(default_factory=dict)
+
+    def elements(self, key: Key) -> tuple[Element, ...]:
+        """Return what is in a set. Raises OSError."""
+        if key not in self._elements:
+            self._elements[key] = tuple(_read_elements(key))
+        return self._elements[key]
+
+
+def read() -> Ruleset | None:
+    """Return the ruleset, None where the kernel has no nf_tables, or nobody uses it. Raises OSError."""
+    # To ask a kernel that has it as a module would load it.
+    if is_there("nf_tables") is False:
+        return None
+    for attempt in range(_ATTEMPTS):
+        try:
+            return _read()
+        except InterruptedDumpError:
+            if attempt == _ATTEMPTS - 1:
+                raise
+        except OSError as exc:
+            if exc.errno in _NO_NFTABLES:
+                return None
+            raise
+    return None
+
+
+def _read() -> Ruleset | None:
+    asleep = {
+        (family, text(content[1])) for family, content in _ask(_GET_TABLE) if number(content.get(2, b"")) & _DORMANT
+    }
+    chains = {chain.key: chain for chain in map(_chain, _ask(_GET_CHAIN)) if chain.key[:2] not in asleep}
+    rules: dict[Key, list[Rule]] = {}
+    for rule in map(_rule, _ask(_GET_RULE)):
+        rules.setdefault(rule.key, []).append(rule)
+    sets = {_key(each, 1, 2): _set(each[1]) for each in _ask(_GET_SET)}
+    return Ruleset(chains, rules, sets) if chains else None
+
+
+_Answer = tuple[int, dict[int, bytes]]
+
+
+def _ask(kind: int, family: int = socket.AF_UNSPEC, question: bytes = b"") -> Iterator[_Answer]:
+    body = struct.pack("=BBH", family, 0, 0) + question
+    for answer in ask(NETFILTER, _SUBSYSTEM | kind, body):
+        if answer[0] in _FAMILIES:
+            yield answer[0], dict(attributes(answer, _MESSAGE_SIZE))
+
+
+def _key(answer: _Answer, table: int, name: int) -> Key:
+    family, content = answer
+    return family, text(content[table]), text(content[name])
+
+
+def _chain(answer: _Answer) -> Chain:
+    content = answer[1]
+    key = _key(answer, 1, 3)
+    if 4 not in content:
+        return Chain(key=key)
+    hook = dict(attributes(content[4]))
+    place = number(hook[1])
+    return Chain(
+        key=key,
+        hook=_HOOKS[place] if place < len(_HOOKS) else None,
+        kind=text(content.get(7, b"")),
+        priority=int.from_bytes(hook[2], signed=True),
+        drops=number(content.get(5, b"\1")) == 0,
+    )
+
+
+def _rule(answer: _Answer) -> Rule:
+    listed = (dict(attributes(each)) for _kind, each in attributes(answer[1].get(4, b"")))
+    return Rule(
+        key=_key(answer, 1, 2),
+        expressions=tuple(Expression(text(each[1]), dict(attributes(each.get(2, b"")))) for each in listed),
+    )
+
+
+def _set(content: dict[int, bytes]) -> Set:
+    return Set(flags=number(content.get(3, b"")), key_size=number(content.get(5, b"")))
+
+
+def _read_elements(key: Key) -> Iterator[Element]:
+    family, table, name = key
+    question = attribute(1, table.encode() + b"\0") + attribute(2, name.encode() + b"\0")
+    for _family, content in _ask(_GET_ELEMENTS, family, question):
+        for _kind, each in attributes(content.get(3, b"")):
+            yield _element(dict(attributes(each)))
+
+
+def _element(content: dict[int, bytes]) -> Element:
+    flags = number(content.get(3, b""))
+    end = content.get(10)
+    return Element(
+        key=value(content.get(1, b"")),
+        verdict=content.get(2, b""),
+        is_end=bool(flags & 1),
+        is_rest=bool(flags & 2),
+        key_end=None if end is None else value(end),
+    )
+
+
+def value(content: bytes) -> bytes:
+    """Return the bytes of a value (NFTA_DATA_VALUE)."""
+    return dict(attributes(content)).get(1, b"")
+
+
+def verdict(content: bytes) -> tuple[int, str] | None:
+    """Return a verdict's code and the chain that it leads to (NFTA_DATA_VERDICT)."""
+    inner = dict(attributes(content)).get(2)
+    if inner is None:
+        return None
+    fields = dict(attributes(inner))
+    return int.from_bytes(fields[1], signed=True), text(fields.get(2, b""))
