@@ -9,12 +9,16 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from ipaddress import ip_address
 
 import pytest
 
-from nfknock.core.model import Port
+from nfknock.backends.iptables import IptablesBackend
+from nfknock.config.baseline import read_baseline
+from nfknock.core.model import Hole, Port
+from nfknock.core.plan import Plan
 from tests.kernel.crowd import HoleRule, Watch, hit, move_in, owned_holes, put_foreign_rules, say
-from tests.lab import Daemon, Lab, wait_until
+from tests.lab import CLIENT4, CLIENT6, Daemon, Lab, wait_until
 
 ROUNDS = 100 if "NFKNOCK_TEST_ALL" in os.environ else 8
 SEED = 20261121
@@ -186,3 +190,20 @@ def remove_and_apply(bastion: Bastion) -> None:
     assert lab.rules() == bastion.foreign
     lab.nfknock("apply")
     assert lab.rules() == bastion.applied
+
+
+@pytest.mark.parametrize("source", [CLIENT4, CLIENT6])
+@pytest.mark.parametrize("fraction", [0.0, 0.0001, 0.0009, 0.001, 0.5, 0.9999, 0.9999999])
+def test_a_hole_is_taken_up_whatever_fraction_of_a_second_it_ends_at(
+    namespace: None, source: str, fraction: float
+) -> None:
+    """The comment has milliseconds, the rule's date seconds: both are to be of the same moment."""
+    now = float(int(time.time()))
+    backend = IptablesBackend(lambda: now)
+    backend.apply(Plan(baseline=read_baseline(None), allowed=(), knock_ports=KNOCKS["quick"], queue=5))
+    ports = tuple(sorted(DOORS["quick"]))
+    hole = Hole(door="quick", source=ip_address(source), ports=ports, opened_at=now, closes_at=now + 30 + fraction)
+    backend.open([hole])
+    assert backend.clear_out(DOORS) == []
+    [adopted] = backend.holes()
+    assert adopted.closes_at == pytest.approx(hole.closes_at, abs=0.0011)
