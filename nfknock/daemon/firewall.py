@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from nfknock.backends import Backend, tracking
 from nfknock.core.model import Door, Hole, IPAddress
 from nfknock.core.plan import Plan
 from nfknock.daemon import control, logs
+from nfknock.daemon.ends import Ends, Key
 from nfknock.errors import BackendError, DaemonError, LockHeldError, NfknockError
 
 # Legacy tables send no event when somebody changes them, and within five seconds they are to be as they were.
@@ -27,7 +29,6 @@ _PATIENCE = 30.0
 _RETRY_AFTER = 1.0
 _NOT_IN_PLACE = "the firewall is not in place; run `nfknock apply` first"
 
-Key = tuple[str, IPAddress]
 _Result = TypeVar("_Result")
 
 
@@ -53,6 +54,7 @@ class Firewall:
         self._applying = asyncio.Lock()
         self._holes: dict[Key, Hole] = {}
         """As they stood when they were last looked at: what is put back when somebody flushes them."""
+        self._ends = Ends()
         self._looked_at = 0.0
         self._damage: tuple[str, ...] = ()
         self._wake = asyncio.Event()
@@ -69,6 +71,7 @@ class Firewall:
             raise DaemonError(_NOT_IN_PLACE)
         await self.apply(plan, doors)
         self._remember(await self._call(self._backend.holes))
+        self._ends.see(self._holes.values(), self._clock())
         if self._holes:
             logs.log.info("adopted %d open %s", len(self._holes), "hole" if len(self._holes) == 1 else "holes")
 
@@ -162,6 +165,7 @@ class Firewall:
         else:
             self._holes.update({hole.key: hole for hole in standing})
             for hole in standing:
+                self._ends.renew(hole, now, wanted[hole.key][0].open_timeout)
                 is_new = hole.opened_at == now
                 logs.log.info(logs.opened(hole, now, is_new=is_new))
                 self.opened += is_new
@@ -233,7 +237,11 @@ class Firewall:
             holes = await self._call(self._backend.holes)
             if not self._damage:
                 self._remember(holes)
-            self._look_again(holes)
+            self._ends.see(holes, self._clock())
+            if over := self._ends.over():
+                # The clock was set back: for it they are not over yet.
+                self._note_closed(await self._call(lambda: self._backend.close(over)), is_over=True)
+            self._look_again(hole for hole in holes if hole.key not in over)
         except BackendError as exc:
             logs.log.warning("looking after the firewall: %s", exc)
 
@@ -272,9 +280,11 @@ class Firewall:
         now = self._clock()
         ends = [hole.closes_at - now for hole in holes if hole.closes_at is not None]
         self._look_at = min(self._look_at, time.monotonic() + max(0.0, min(ends, default=_LOOK_EVERY)))
+        if (end := self._ends.next()) is not None:
+            self._look_at = min(self._look_at, end)
 
-    def _note_closed(self, closed: Collection[Hole]) -> None:
-        now = self._clock()
+    def _note_closed(self, closed: Collection[Hole], *, is_over: bool = False) -> None:
+        now = math.inf if is_over else self._clock()
         for hole in closed:
             self._holes.pop(hole.key, None)
             logs.log.info(logs.closed(hole, now if hole.closes_at is None else min(now, hole.closes_at)))

@@ -194,16 +194,13 @@ def test_ports_that_nft_sends_on(host: Lab) -> None:
 
 
 def test_an_ordinary_user_sees_a_part_and_no_traceback(host: Lab) -> None:
-    if os.geteuid() or Path("/proc/self/uid_map").read_text().split()[2] == "1":
-        pytest.skip("there is no second user in this user namespace")
     host.nfknock("apply")
-    user = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all")
+    # In a user namespace of its own, where it has no rights over the bastion's network.
+    user = ("unshare", "--user", "--map-user=65534", "--map-group=65534")
     done = host.bastion.run(*user, "env", "-u", "NFKNOCK_CONFIG", *NFKNOCK, "doctor", "--json", check=False)
-    if "Permission denied" in done.stderr:
-        pytest.skip("this checkout is out of that user's reach")
     found = {each["check"]: each for each in json.loads(done.stdout)["findings"]}
     assert found["capabilities"]["level"] == "warning"
-    assert found["nftables"]["mend"] == found["queue"]["mend"] == "run this as root"
+    assert found["nftables"]["mend"] == "run this as root"
     assert "fault" not in {each["level"] for each in found.values()}
 
 

@@ -95,4 +95,6 @@ def _parse(text: str) -> float | None:
 def _last_second(closes_at: float | None) -> str | None:
     if closes_at is None:
         return None
-    return datetime.fromtimestamp(math.ceil(closes_at) - 1, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    # Of the instant as the comment has it, to the millisecond: what is read back must make the same rule again.
+    written_at = datetime.fromisoformat(_instant(closes_at)).timestamp()
+    return datetime.fromtimestamp(math.ceil(written_at) - 1, UTC).strftime("%Y-%m-%dT%H:%M:%S")
