@@ -174,7 +174,8 @@ class Sshd:
         config = self._directory / "sshd_config"
         config.write_text(
             f"Port 2222\nHostKey {self._directory}/host\nAuthorizedKeysFile {self._directory}/key.pub\n"
-            "UsePAM no\nStrictModes no\nPidFile none\nAuthenticationMethods publickey\n"
+            # Looking whether the door is shut begins many sessions that nobody goes on with.
+            "UsePAM no\nMaxStartups 100\nStrictModes no\nPidFile none\nAuthenticationMethods publickey\n"
             + ("" if installed else self._parts(unpacked))
         )
         return [
