@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -218,7 +219,7 @@ def test_a_kernel_without_ipv6_or_legacy_tables_says_so_without_a_traceback(host
     }
     for what, line in said.items():
         done = host.bastion.run(
-            "env", f"PYTHONPATH={Path(__file__).parents[2]}", NFKNOCK[0].replace("nfknock", "python"), "-m",
+            "env", f"PYTHONPATH={Path(__file__).parents[2]}", sys.executable, "-m",
             "tests.kernel.seccomp", what, *NFKNOCK, "doctor", check=False,
         )  # fmt: skip
         assert "Traceback" not in done.stderr

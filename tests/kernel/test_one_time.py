@@ -117,13 +117,20 @@ def test_two_that_are_knocked_at_once_both_open_and_are_both_used(lab: Lab) -> N
 
 @contextlib.contextmanager
 def full_disk(directory: Path) -> Iterator[Path]:
-    """A file system with room for one file."""
+    """A file system of its own, which `fill` fills."""
     directory.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k,mode=700", "none", directory], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k,mode=700", "none", directory], check=True)
     try:
         yield directory
     finally:
         subprocess.run(["umount", "--lazy", directory], check=True)
+
+
+def fill(path: Path) -> None:
+    """Write a file until there is no room."""
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
 
 
 def test_on_a_full_disk_nothing_opens_and_nothing_is_marked(lab: Lab) -> None:
@@ -134,14 +141,15 @@ def test_on_a_full_disk_nothing_opens_and_nothing_is_marked(lab: Lab) -> None:
         lab.configure(DOOR.replace("ssh.ots", str(path)))
         lab.nfknock("apply")
         daemon = lab.daemon()
+        fill(disk / "filler")
         lab.knock(BASTION4, "1001", "2002", "3003")
         daemon.wait_for(f"{CLIENT4}: ssh: not opened: marking a used sequence in {path}: no space left on device")
         assert "nfknock hole" not in lab.rules()
         assert path.read_text() == " 1001,2002,3003\n"
-        assert sorted(each.name for each in disk.iterdir()) == [".ssh.ots.lock", "ssh.ots"]
+        assert sorted(each.name for each in disk.iterdir()) == [".ssh.ots.lock", "filler", "ssh.ots"]
         assert left(lab) == 1
         # There is room again: the same sequence still counts.
-        subprocess.run(["mount", "-o", "remount,size=64k", disk], check=True)
+        (disk / "filler").unlink()
         lab.knock(BASTION4, "1001", "2002", "3003")
         daemon.wait_for("opened 22/tcp")
         daemon.signal(signal.SIGTERM)
