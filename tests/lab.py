@@ -191,8 +191,12 @@ class Lab:
         """Start a TCP service on the bastion that sends every line back."""
         self._closing.enter_context(Service(self.bastion, port))
 
-    def reaches(self, address: str, port: int, *, source: str = "", within: float = 0.4) -> bool:
-        """Whether a TCP connection from the client's host gets an answer in time."""
+    def is_shut(self, address: str, port: int, *, source: str = "", within: float = 0.4) -> bool:
+        """Whether a TCP connection from the client's host gets no answer for a moment."""
+        return not self.reaches(address, port, source=source, within=within)
+
+    def reaches(self, address: str, port: int, *, source: str = "", within: float = 5) -> bool:
+        """Whether a TCP connection from the client's host gets an answer in time, its kernel's repetitions included."""
         try:
             self.connect(address, port, source=source, within=within).close()
         except TimeoutError:
@@ -202,11 +206,11 @@ class Lab:
     def wait_until_shut(self, address: str, port: int, *, within: float = 10) -> None:
         """Wait until new connections are no longer answered; not so often that the service falls behind."""
 
-        def is_shut() -> bool:
+        def has_shut() -> bool:
             time.sleep(0.05)
-            return not self.reaches(address, port, within=0.2)
+            return self.is_shut(address, port, within=0.2)
 
-        wait_until(is_shut, f"{address} {port} to be shut", within=within)
+        wait_until(has_shut, f"{address} {port} to be shut", within=within)
 
     def connect(self, address: str, port: int, *, source: str = "", within: float = 5) -> socket.socket:
         """Return a connection from the client's host."""
@@ -266,7 +270,7 @@ class Daemon:
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
-    def wait_for(self, text: str, *, count: int = 1, within: float = 10) -> None:
+    def wait_for(self, text: str, *, count: int = 1, within: float = 20) -> None:
         """Wait until that many log lines contain a text."""
         wait_until(
             lambda: sum(text in line for line in self.lines) >= count, f"{text!r} in {self.lines}", within=within
@@ -307,7 +311,7 @@ class Service:
                 connection.sendall(data)
 
 
-def wait_until(is_so: Callable[[], bool], what: str, *, within: float = 10) -> None:
+def wait_until(is_so: Callable[[], bool], what: str, *, within: float = 20) -> None:
     """Poll for something that another process brings about. Generous: machines are noisy."""
     give_up_at = time.monotonic() + within
     while not is_so():

@@ -197,8 +197,8 @@ def test_a_dhcpv6_answer_comes_in(host: Lab) -> None:
 
 def test_everything_else_is_dropped(host: Lab) -> None:
     host.serve(8080)
-    assert not host.reaches(BASTION4, 8080)
-    assert not host.reaches(BASTION6, 8080)
+    assert host.is_shut(BASTION4, 8080)
+    assert host.is_shut(BASTION6, 8080)
     with host.client.here():
         raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
     with raw:

@@ -50,7 +50,7 @@ def test_it_opens_a_door(lab: Lab, name: str, bastion: str, client: str) -> None
     lab.configure(DOORS)
     lab.nfknock("apply")
     daemon = lab.daemon()
-    assert not lab.reaches(bastion, 22)
+    assert lab.is_shut(bastion, 22)
     script = CLIENTS[name].format(host=bastion, nfknock=shlex.join(NFKNOCK))
     lab.client.run("bash", "-c", script, check=False)
     door = "udp" if "udp" in name or name.endswith("u") else "tcp"

@@ -50,7 +50,7 @@ def connect(
 
 @FAMILIES
 def test_it_knocks_and_pipes(lab: Lab, daemon: Daemon, bastion: str, client: str, stranger: str) -> None:
-    assert not lab.reaches(bastion, 22)
+    assert lab.is_shut(bastion, 22)
     done = connect(lab, bastion)
     assert (done.returncode, done.stdout, done.stderr) == (0, "hello\n", "")
     daemon.wait_for(f"{client}: ssh: opened")
@@ -63,7 +63,7 @@ def test_it_knocks_from_the_address_that_was_asked_for(
 ) -> None:
     assert connect(lab, bastion, "-I", stranger).stdout == "hello\n"
     daemon.wait_for(f"{stranger}: ssh: opened")
-    assert not lab.reaches(bastion, 22, source=client)
+    assert lab.is_shut(bastion, 22, source=client)
 
 
 @FAMILIES
@@ -226,7 +226,7 @@ def sshd(lab: Lab, tmp_path: Path) -> Iterator[Sshd]:
 
 def test_ssh_logs_in_at_the_first_try_every_time(lab: Lab, daemon: Daemon, sshd: Sshd) -> None:
     for number in range(TRIES):
-        assert not lab.reaches(BASTION4, 2222, within=0.2)
+        assert lab.is_shut(BASTION4, 2222, within=0.2)
         done = sshd.log_in()
         assert (done.returncode, done.stdout, done.stderr) == (0, "hello\n", ""), f"try {number + 1}: {sshd.log()}"
         lab.nfknock("close", "--all")

@@ -77,14 +77,14 @@ def test_the_open_and_close_pair(lab: Lab, take_up: object, bastion: str, client
     assert ":7: changed: command: becomes open = " in report
     assert ":10: changed: [closeSSH] becomes the close_sequence of doors.openSSH" in report
     lab.daemon()
-    assert not lab.reaches(bastion, 22)
+    assert lab.is_shut(bastion, 22)
     knock(lab, bastion, "7000", "8000", "9000")
     # Its lines go to syslog, as the file wants it, where there is one.
     wait_until(lambda: "nfknock hole openSSH" in lab.rules(), "the hole")
     assert lab.reaches(bastion, 22)
     knock(lab, bastion, "9000", "8000", "7000")
     wait_until(lambda: "nfknock hole" not in lab.rules(), "the hole to be gone")
-    assert not lab.reaches(bastion, 22)
+    assert lab.is_shut(bastion, 22)
 
 
 @FAMILIES
@@ -95,12 +95,12 @@ def test_the_door_with_a_start_and_a_stop_command(lab: Lab, take_up: object, bas
     assert ":7: changed: tcpflags: syn,ack becomes" in report
     assert "which no ordinary client sends" in report
     lab.daemon()
-    assert not lab.reaches(bastion, 22)
+    assert lab.is_shut(bastion, 22)
     knock(lab, bastion, "2222:udp", "3333:tcp", "4444:udp")
     wait_in(log, f"{client}: opencloseSSH: opened 22/tcp for 5 s")
     assert lab.reaches(bastion, 22)
     wait_in(log, f"{client}: opencloseSSH: closed after 5 s")
-    assert not lab.reaches(bastion, 22)
+    assert lab.is_shut(bastion, 22)
 
 
 def test_exactly_as_it_is_nobody_gets_in(lab: Lab) -> None:

@@ -61,12 +61,12 @@ def status(lab: Lab) -> dict[str, Any]:
 @FAMILIES
 def test_a_knock_opens_for_its_address_alone(lab: Lab, program: str, bastion: str, client: str, stranger: str) -> None:
     daemon = ready(lab)
-    assert not lab.reaches(bastion, 22)
+    assert lab.is_shut(bastion, 22)
     command = [*NFKNOCK, "knock"] if program == "nfknock" else [_program("knock")]
     lab.client.run(*command, "-6" if ":" in bastion else "-4", bastion, *KNOCKS)
     daemon.wait_for(f"{client}: ssh: opened 22/tcp for 30 s")
     assert lab.reaches(bastion, 22)
-    assert not lab.reaches(bastion, 22, source=stranger)
+    assert lab.is_shut(bastion, 22, source=stranger)
     assert daemon.lines[-5:] == [
         f"{client}: ssh: Stage 1",
         f"{client}: ssh: Stage 2",
@@ -91,7 +91,7 @@ def test_the_hole_closes_in_time_and_the_session_lives_on(lab: Lab, bastion: str
     session = lab.connect(bastion, 22)
     daemon.wait_for(f"{client}: ssh: closed after 3 s")
     assert 2 < time.time() - opened_at < 4.5
-    assert not lab.reaches(bastion, 22)
+    assert lab.is_shut(bastion, 22)
     assert echo(session) == b"hello\n"
     assert "nfknock hole" not in lab.rules()
 
@@ -138,8 +138,8 @@ def test_without_a_daemon_knocks_are_dropped(lab: Lab) -> None:
     daemon.signal(signal.SIGTERM)
     daemon.process.wait(10)
     lab.knock(BASTION4, *KNOCKS)
-    assert not lab.reaches(BASTION4, 22)
-    assert not lab.reaches(BASTION4, 7101)
+    assert lab.is_shut(BASTION4, 22)
+    assert lab.is_shut(BASTION4, 7101)
 
 
 def test_knocking_again_renews_and_makes_no_second_rule(lab: Lab) -> None:
@@ -157,7 +157,7 @@ def test_the_closing_sequence_closes(lab: Lab) -> None:
     daemon.wait_for("opened")
     lab.knock(BASTION4, *reversed(KNOCKS))
     daemon.wait_for(f"{CLIENT4}: ssh: closed after")
-    assert not lab.reaches(BASTION4, 22)
+    assert lab.is_shut(BASTION4, 22)
 
 
 def test_ordinary_clients_whose_packets_are_repeated_can_knock(lab: Lab) -> None:
@@ -187,7 +187,7 @@ def test_another_knock_in_between_opens_nothing(lab: Lab) -> None:
     lab.knock(BASTION4, "7001:tcp")
     daemon.wait_for("web: Stage 1")
     assert not any("OPEN SESAME" in line for line in daemon.lines)
-    assert not lab.reaches(BASTION4, 22)
+    assert lab.is_shut(BASTION4, 22)
 
 
 @FAMILIES
@@ -318,7 +318,7 @@ def test_a_hole_waits_for_the_lock(lab: Lab) -> None:
     with _hold_lock(lab):
         lab.knock(BASTION4, *KNOCKS)
         daemon.wait_for("trying again", within=20)
-        assert not lab.reaches(BASTION4, 22)
+        assert lab.is_shut(BASTION4, 22)
         began_at = time.monotonic()
         status(lab)
         assert time.monotonic() - began_at < 5
@@ -343,7 +343,7 @@ def test_the_last_word_counts_when_the_lock_was_held(lab: Lab) -> None:
         daemon.wait_for("trying again", count=2, within=20)
     lab.knock(BASTION6, *KNOCKS)
     daemon.wait_for(f"{CLIENT6}: ssh: opened")
-    assert not lab.reaches(BASTION4, 22)
+    assert lab.is_shut(BASTION4, 22)
 
 
 def test_a_closing_that_fails_is_tried_until_it_is_done(lab: Lab) -> None:
@@ -357,7 +357,7 @@ def test_a_closing_that_fails_is_tried_until_it_is_done(lab: Lab) -> None:
     daemon.wait_for("trying again")
     lock.rmdir()
     daemon.wait_for("closed after")
-    assert not lab.reaches(BASTION4, 22)
+    assert lab.is_shut(BASTION4, 22)
 
 
 def test_a_closing_that_could_not_be_done_is_said_at_the_end(lab: Lab) -> None:

@@ -70,7 +70,7 @@ def test_27_a_sequence_opens_once_and_stays_used(lab: Lab, bastion: str) -> None
         shut(lab)
         lab.knock(bastion, "4004", "5005:udp", "6006")
         time.sleep(0.3)
-        assert not lab.reaches(bastion, 22)
+        assert lab.is_shut(bastion, 22)
         # What nobody can open still has a daemon that runs, and a firewall that can be looked at and taken away.
         assert "has no unused sequence any more" in lab.nfknock("apply").stderr
         assert lab.nfknock("check", check=False).returncode == 2

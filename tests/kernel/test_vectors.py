@@ -114,6 +114,7 @@ def test_16_two_behind_one_address_step_by_step(lab: Lab, bastion: str, client: 
             one.knock(port)
             other.knock(port)
         daemon.wait_for(f"{client}: ssh: OPEN SESAME", count=2)
+        daemon.wait_for(f"{client}: ssh: opened 22/tcp")
     assert lab.reaches(bastion, 22)
 
 
