@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 from nfknock.backends import Change, FirewallState
-from nfknock.core.model import Hole, IPAddress, Port
+from nfknock.core.model import Hole, IPAddress, Opening
 from nfknock.core.plan import Plan
 from nfknock.errors import BackendError
 
@@ -77,9 +77,9 @@ class FakeBackend:
         self._holes.update({hole.key: hole for hole in missing})
         return missing
 
-    def clear_out(self, doors: Mapping[str, frozenset[Port]]) -> list[str]:
+    def clear_out(self, doors: Mapping[str, frozenset[Opening]]) -> list[str]:
         self._fail()
-        strange = [hole for hole in self._holes.values() if not set(hole.ports) <= doors.get(hole.door, frozenset())]
+        strange = [hole for hole in self._holes.values() if not set(hole.opens) <= doors.get(hole.door, frozenset())]
         for hole in strange:
             del self._holes[hole.key]
         return [f"{hole.source}: {hole.door}: closed" for hole in strange]

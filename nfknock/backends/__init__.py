@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from nfknock.core.model import Family, Hole, IPAddress, Port
+from nfknock.core.model import Family, Hole, IPAddress, Opening
 from nfknock.core.plan import Plan
 
 
@@ -78,7 +78,7 @@ class Backend(Protocol):
     def repair(self, plan: Plan, holes: Iterable[Hole]) -> list[Hole]:
         """Put back what somebody damaged, these holes with it where they are missing; return those that were."""
 
-    def clear_out(self, doors: Mapping[str, frozenset[Port]]) -> list[str]:
+    def clear_out(self, doors: Mapping[str, frozenset[Opening]]) -> list[str]:
         """Shut what is no hole of these doors (name and what it opens), or was edited; return a line for each."""
 
 

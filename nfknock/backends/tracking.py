@@ -75,8 +75,8 @@ def count_sessions(holes: Sequence[Hole]) -> dict[tuple[str, IPAddress], int]:
     counts = {hole.key: 0 for hole in holes}
     owners: dict[tuple[IPAddress, Port], list[tuple[str, IPAddress]]] = {}
     for hole in holes:
-        for port in hole.ports:
-            owners.setdefault((hole.source, port), []).append(hole.key)
+        for opening in hole.opens:
+            owners.setdefault((hole.source, opening.port), []).append(hole.key)
     for family in {_FAMILIES[hole.source.version] for hole in holes}:
         with _conntrack(family) as conntrack:
             for flow in _flows(conntrack):

@@ -85,7 +85,7 @@ def _hole(hole: Hole, now: float, sessions: int | None) -> dict[str, Any]:
     return {
         "door": hole.door,
         "source": str(hole.source),
-        "open": [str(port) for port in hole.ports],
+        "open": [str(opening.port) for opening in hole.opens],
         "opened_at": _instant(hole.opened_at),
         "closes_at": None if hole.closes_at is None else _instant(hole.closes_at),
         "remaining": None if hole.closes_at is None else round(hole.closes_at - now, 3),

@@ -14,6 +14,7 @@ from nfknock.core.model import (
     Commands,
     Door,
     OneTimeSequences,
+    Opening,
     Sequence,
     TcpFlags,
     as_source,
@@ -68,7 +69,7 @@ class _Reader:
             lambda _: Door(
                 name=self._name,
                 sequence=ports(f"{path}.sequence", section.sequence or ()),
-                opens=tuple(dict.fromkeys(ports(f"{path}.open", section.open or ()))),
+                opens=tuple(map(Opening, dict.fromkeys(ports(f"{path}.open", section.open or ())))),
                 seq_timeout=timeout(f"{path}.seq_timeout", section.seq_timeout, 0.1, _LONGEST_SEQ_TIMEOUT),
                 open_timeout=self._open_timeout(),
                 close_sequence=close_sequence,

@@ -253,4 +253,4 @@ class Firewall:
 
 def _hole(door: Door, source: IPAddress, now: float) -> Hole:
     closes_at = now + door.open_timeout if door.open_timeout else None
-    return Hole(door=door.name, source=source, ports=door.opens, opened_at=now, closes_at=closes_at)
+    return Hole(door=door.name, source=source, opens=door.opens_for(source), opened_at=now, closes_at=closes_at)

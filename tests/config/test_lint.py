@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from nfknock.core.lint import lint
-from nfknock.core.model import Door, Port
+from nfknock.core.model import Door, Opening, Port
 
 
 def door(name: str, *sequence: str, opens: str = "22", timeout: float = 30, close: tuple[str, ...] = ()) -> Door:
     return Door(
         name=name,
         sequence=tuple(map(Port.parse, sequence)),
-        opens=(Port.parse(opens),),
+        opens=(Opening(Port.parse(opens)),),
         open_timeout=timeout,
         close_sequence=tuple(map(Port.parse, close)),
     )

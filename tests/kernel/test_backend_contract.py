@@ -12,7 +12,7 @@ import pytest
 from nfknock.backends import Backend
 from nfknock.backends.iptables import IptablesBackend
 from nfknock.config.baseline import read_baseline
-from nfknock.core.model import Hole, Port, Rule
+from nfknock.core.model import Hole, Opening, Port, Rule
 from nfknock.core.plan import Plan
 from nfknock.errors import BackendError
 from tests.fakes import FakeBackend
@@ -53,7 +53,7 @@ def hole(request: pytest.FixtureRequest, clock: Clock) -> Hole:
     return Hole(
         door="ssh",
         source=ip_address(request.param),
-        ports=(Port(22), Port(53, "udp")),
+        opens=(Opening(Port(22)), Opening(Port(53, "udp"))),
         opened_at=clock.now,
         closes_at=clock.now + 30,
     )
@@ -141,7 +141,7 @@ def test_a_hole_that_ran_out_is_opened_anew(backend: Backend, clock: Clock, hole
 def test_ports_follow_the_door(backend: Backend, hole: Hole) -> None:
     backend.apply(PLAN)
     backend.open([hole])
-    moved = replace(hole, ports=(Port(2222),))
+    moved = replace(hole, opens=(Opening(Port(2222)),))
     assert backend.open([moved]) == [moved]
     assert backend.holes() == [moved]
 

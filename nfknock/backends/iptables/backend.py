@@ -18,7 +18,7 @@ from nfknock.backends.iptables.layout import FOUND, HOLES, INPUT
 from nfknock.backends.tracking import Session
 from nfknock.backends.xtables import binding
 from nfknock.backends.xtables.table import FilterTable, NoTableError
-from nfknock.core.model import Family, Hole, IPAddress, Port, family_of
+from nfknock.core.model import Family, Hole, IPAddress, Opening, Port, family_of
 from nfknock.core.plan import Plan
 from nfknock.errors import BackendError, TrackingError
 
@@ -131,7 +131,7 @@ class IptablesBackend:
         self._change(edit)
         return [hole for some in missing.values() for hole in some]
 
-    def clear_out(self, doors: Mapping[str, frozenset[Port]]) -> list[str]:
+    def clear_out(self, doors: Mapping[str, frozenset[Opening]]) -> list[str]:
         gone: dict[Family, list[str]] = {}
 
         def edit(table: FilterTable) -> bool:
@@ -193,7 +193,8 @@ def has_ipv6() -> bool:
 
 def _example(family: Family) -> Hole:
     source = ip_address("192.0.2.2" if family == "ipv4" else "2001:db8::2")
-    return Hole(door="example", source=source, ports=(Port(1), Port(1, "udp")), opened_at=0.0, closes_at=1.0)
+    opens = (Opening(Port(1)), Opening(Port(1, "udp")))
+    return Hole(door="example", source=source, opens=opens, opened_at=0.0, closes_at=1.0)
 
 
 def _adopt(known: frozenset[Session]) -> tuple[frozenset[Session], tuple[str, ...]]:

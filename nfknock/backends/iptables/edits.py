@@ -11,7 +11,7 @@ from nfknock.backends.xtables import binding
 from nfknock.backends.xtables.binding import Encoded
 from nfknock.backends.xtables.entry import Entry
 from nfknock.backends.xtables.table import FilterTable
-from nfknock.core.model import Family, Hole, Port
+from nfknock.core.model import Family, Hole, Opening
 from nfknock.core.plan import Plan
 from nfknock.errors import BackendError
 
@@ -152,7 +152,7 @@ def put_back(table: FilterTable, wanted: Wanted, holes: Iterable[Hole]) -> list[
     return missing
 
 
-def clear_out(table: FilterTable, doors: Mapping[str, frozenset[Port]]) -> list[str]:
+def clear_out(table: FilterTable, doors: Mapping[str, frozenset[Opening]]) -> list[str]:
     """Edit a table so that every hole's rule is one that nfknock wrote for one of these doors; name those that go."""
     if HOLES not in table.chains():
         return []
@@ -168,20 +168,20 @@ def clear_out(table: FilterTable, doors: Mapping[str, frozenset[Port]]) -> list[
     return list(gone)
 
 
-def _why_strange(entry: Entry, hole: Hole | None, doors: Mapping[str, frozenset[Port]], seen: set[object]) -> str:
+def _why_strange(entry: Entry, hole: Hole | None, doors: Mapping[str, frozenset[Opening]], seen: set[object]) -> str:
     """Say why a rule has no place among the holes, "" if it has."""
     if hole is None:
         return f"a rule in {HOLES} that is no hole was taken out"
     if hole.door not in doors:
         return "there is no such door any more"
-    if not set(hole.ports) <= doors[hole.door]:
+    if not set(hole.opens) <= doors[hole.door]:
         return "the door does not open that any more"
     [written] = record.encode(hole)
     if not written.equals(entry):
         return "its rule was edited"
-    if (hole.key, hole.ports) in seen:
+    if (hole.key, hole.opens) in seen:
         return "its rule stood twice"
-    seen.add((hole.key, hole.ports))
+    seen.add((hole.key, hole.opens))
     return ""
 
 

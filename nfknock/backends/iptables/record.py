@@ -19,7 +19,7 @@ from nfknock.backends.iptables import layout
 from nfknock.backends.xtables import binding
 from nfknock.backends.xtables.binding import Encoded
 from nfknock.backends.xtables.entry import Entry
-from nfknock.core.model import Hole, IPAddress, Port, family_of
+from nfknock.core.model import Hole, IPAddress, Opening, Port, family_of
 
 _COMMENT = re.compile(r"nfknock hole (?P<door>\S+) opened (?P<opened>\S+) closes (?P<closes>\S+)")
 _NEVER = "never"
@@ -36,7 +36,10 @@ def encode(hole: Hole) -> list[Encoded]:
     """Return the rules of a hole, ready for comparing."""
     comment = f"nfknock hole {hole.door} opened {_instant(hole.opened_at)} closes {_instant(hole.closes_at)}"
     family = family_of(hole.source)
-    specs = [layout.hole_spec(port, str(hole.source), comment, _last_second(hole.closes_at)) for port in hole.ports]
+    specs = [
+        layout.hole_spec(opening.port, str(hole.source), comment, _last_second(hole.closes_at))
+        for opening in hole.opens
+    ]
     return [binding.encode(family, spec) for spec in specs]
 
 
@@ -68,7 +71,7 @@ def parts(entries: Iterable[Entry]) -> Iterator[tuple[Entry, Hole]]:
             Hole(
                 door=match["door"],
                 source=entry.source,
-                ports=(Port(number, protocol),),
+                opens=(Opening(Port(number, protocol)),),
                 opened_at=opened_at,
                 closes_at=closes_at,
                 packets=packets,
@@ -78,8 +81,8 @@ def parts(entries: Iterable[Entry]) -> Iterator[tuple[Entry, Hole]]:
 
 
 def _joined(known: Hole, other: Hole) -> Hole:
-    ports = known.ports + tuple(port for port in other.ports if port not in known.ports)
-    return replace(known, ports=ports, packets=known.packets + other.packets, bytes=known.bytes + other.bytes)
+    opens = known.opens + tuple(opening for opening in other.opens if opening not in known.opens)
+    return replace(known, opens=opens, packets=known.packets + other.packets, bytes=known.bytes + other.bytes)
 
 
 def _instant(at: float | None) -> str:
