@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
-from nfknock.core.model import Hole, IPAddress, Port, Protocol, as_source
+from nfknock.core.model import Hole, IPAddress, Opening, Port, Protocol, as_source
 from nfknock.errors import MissingDependencyError, TrackingError
 
 # linux/netfilter/nf_conntrack_common.h, nf_conntrack_tcp.h
@@ -71,34 +71,50 @@ def adopt_sessions(sessions: Iterable[Session]) -> int:
 
 
 def count_sessions(holes: Sequence[Hole]) -> dict[tuple[str, IPAddress], int]:
-    """Return how many tracked sessions each hole's source has on the ports that it opens. Raises TrackingError."""
+    """Return how many tracked sessions each hole's source has with what it opens. Raises TrackingError."""
     counts = {hole.key: 0 for hole in holes}
-    owners: dict[tuple[IPAddress, Port], list[tuple[str, IPAddress]]] = {}
+    owners: dict[tuple[IPAddress, Opening], list[tuple[str, IPAddress]]] = {}
     for hole in holes:
         for opening in hole.opens:
-            owners.setdefault((hole.source, opening.port), []).append(hole.key)
+            owners.setdefault((hole.source, opening), []).append(hole.key)
     for family in {_FAMILIES[hole.source.version] for hole in holes}:
         with _conntrack(family) as conntrack:
             for flow in _flows(conntrack):
-                for key in owners.get(flow, ()):
+                # A session with a host behind is none with this one, be it to the same port.
+                behind = owners.get((flow.source, Opening(flow.port_there, flow.there)))
+                for key in behind or owners.get((flow.source, Opening(flow.port))) or ():
                     counts[key] += 1
     return counts
 
 
-def _flows(conntrack: Any) -> Iterator[tuple[IPAddress, Port]]:
-    """Yield who began each tracked session that was answered, and to which port."""
+@dataclass(frozen=True, slots=True)
+class _Flow:
+    """A tracked session: who began it, to which port, and who answers it, from where, once addresses are translated."""
+
+    source: IPAddress
+    port: Port
+    there: IPAddress
+    port_there: Port
+
+
+def _flows(conntrack: Any) -> Iterator[_Flow]:
+    """Yield each tracked session that was answered."""
     for entry in conntrack.dump():
-        original = entry.get_attr("CTA_TUPLE_ORIG")
-        if original is None or not (entry.get_attr("CTA_STATUS") or 0) & _SEEN_REPLY:
+        original, reply = entry.get_attr("CTA_TUPLE_ORIG"), entry.get_attr("CTA_TUPLE_REPLY")
+        if original is None or reply is None or not (entry.get_attr("CTA_STATUS") or 0) & _SEEN_REPLY:
             continue
-        addresses, transport = original.get_attr("CTA_TUPLE_IP"), original.get_attr("CTA_TUPLE_PROTO")
-        source = addresses.get_attr("CTA_IP_V4_SRC") or addresses.get_attr("CTA_IP_V6_SRC")
-        protocol = _PROTOCOL_NAMES.get(transport.get_attr("CTA_PROTO_NUM"))
-        number = transport.get_attr("CTA_PROTO_DST_PORT")
+        protocol = _PROTOCOL_NAMES.get(original.get_attr("CTA_TUPLE_PROTO").get_attr("CTA_PROTO_NUM"))
+        number = original.get_attr("CTA_TUPLE_PROTO").get_attr("CTA_PROTO_DST_PORT")
+        number_there = reply.get_attr("CTA_TUPLE_PROTO").get_attr("CTA_PROTO_SRC_PORT")
         if protocol == "tcp" and _tcp_state(entry) != _TCP_ESTABLISHED:
             continue  # closed already, and remembered for a while
-        if protocol and number:
-            yield as_source(source), Port(number, protocol)
+        if protocol and number and number_there:
+            yield _Flow(_sender(original), Port(number, protocol), _sender(reply), Port(number_there, protocol))
+
+
+def _sender(direction: Any) -> IPAddress:
+    addresses = direction.get_attr("CTA_TUPLE_IP")
+    return as_source(addresses.get_attr("CTA_IP_V4_SRC") or addresses.get_attr("CTA_IP_V6_SRC"))
 
 
 def _tcp_state(entry: Any) -> int | None:

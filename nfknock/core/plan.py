@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from nfknock.core.model import Door, Port, Rule
+from nfknock.core.model import Door, Opening, Port, Rule
 
 Answer = Literal["drop", "reject"]
 
@@ -20,7 +20,8 @@ class Plan:
 
     In this order: `baseline` (what every host needs), `allowed` (open to everybody or to somebody), holes, and the
     `knock_ports`, whose packets go to the `queue`. With `interfaces`, holes and knocks count on those alone.
-    `answer` is what becomes of a knock packet.
+    `answer` is what becomes of a knock packet. `forwarded` is what doors open on hosts behind this one: shut for
+    everybody, on those interfaces, but for holes.
     """
 
     baseline: tuple[Rule, ...]
@@ -29,8 +30,14 @@ class Plan:
     queue: int
     answer: Answer = "drop"
     interfaces: tuple[str, ...] = ()
+    forwarded: tuple[Opening, ...] = ()
 
 
 def knock_ports(doors: Iterable[Door]) -> tuple[Port, ...]:
     """Every port that any door listens to, in a fixed order."""
     return tuple(sorted({port for door in doors for port in door.knock_ports}))
+
+
+def forwarded(doors: Iterable[Door]) -> tuple[Opening, ...]:
+    """Everything that any door opens on a host behind this one, in a fixed order."""
+    return tuple(sorted({opening for door in doors for opening in door.opens if opening.to is not None}, key=str))

@@ -1,10 +1,10 @@
-"""How a hole stands in the firewall: one rule for each of its ports, all with one comment.
+"""How a hole stands in the firewall: one rule for each of its openings, all with one comment.
 
     nfknock hole ssh opened 2026-11-21T04:00:00.123Z closes 2026-11-21T04:00:30.123Z
 
-The source, the ports and the counters are read from the rules themselves, the rest from the comment. The rule's own
-end is a whole second that still counts (`--datestop T` ends at T + 1), so it is the last one that begins before the
-hole's end: the kernel closes by itself within the second after it.
+The source, the ports, the hosts behind and the counters are read from the rules themselves, the rest from the comment.
+The rule's own end is a whole second that still counts (`--datestop T` ends at T + 1), so it is the last one that begins
+before the hole's end: the kernel closes by itself within the second after it.
 """
 
 from __future__ import annotations
@@ -25,21 +25,19 @@ _COMMENT = re.compile(r"nfknock hole (?P<door>\S+) opened (?P<opened>\S+) closes
 _NEVER = "never"
 
 
-def entries_of(hole: Hole) -> list[Entry]:
-    """Return the rules of a hole, ready to be added to its family's table."""
+def entries_of(hole: Hole) -> list[tuple[str, Entry]]:
+    """Return the rules of a hole, each with the chain of its family's table that it is to be added to."""
     first, *others = [rule.entry for rule in encode(hole)]
     # A renewed hole goes on counting; which of its rules had counted what is not worth a line.
-    return [first.with_counters(hole.packets, hole.bytes), *others]
+    entries = [first.with_counters(hole.packets, hole.bytes), *others]
+    return [(layout.holes_chain(opening), entry) for opening, entry in zip(hole.opens, entries, strict=True)]
 
 
 def encode(hole: Hole) -> list[Encoded]:
     """Return the rules of a hole, ready for comparing."""
     comment = f"nfknock hole {hole.door} opened {_instant(hole.opened_at)} closes {_instant(hole.closes_at)}"
-    family = family_of(hole.source)
-    specs = [
-        layout.hole_spec(opening.port, str(hole.source), comment, _last_second(hole.closes_at))
-        for opening in hole.opens
-    ]
+    family, source, last_second = family_of(hole.source), str(hole.source), _last_second(hole.closes_at)
+    specs = [layout.hole_spec(opening, source, comment, last_second) for opening in hole.opens]
     return [binding.encode(family, spec) for spec in specs]
 
 
@@ -71,7 +69,7 @@ def parts(entries: Iterable[Entry]) -> Iterator[tuple[Entry, Hole]]:
             Hole(
                 door=match["door"],
                 source=entry.source,
-                opens=(Opening(Port(number, protocol)),),
+                opens=(Opening(Port(number, protocol), entry.destination),),
                 opened_at=opened_at,
                 closes_at=closes_at,
                 packets=packets,
