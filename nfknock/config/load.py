@@ -13,7 +13,7 @@ from nfknock.config.doors import read_doors
 from nfknock.config.toml import parse_toml, read_file
 from nfknock.config.values import at, interface, network, path_beside, ports
 from nfknock.core.model import Door, Port, Rule
-from nfknock.core.plan import Plan, knock_ports
+from nfknock.core.plan import Plan, forwarded, knock_ports
 from nfknock.errors import ConfigError
 from nfknock.knockd import KnockdError, convert, looks_like_knockd
 
@@ -107,6 +107,7 @@ def _config(path: Path, raw: dict[str, Any], notes: tuple[str, ...], *, needs_se
         baseline=read_baseline(at("firewall.rules", beside, firewall.rules)),
         allowed=allowed,
         knock_ports=knock_ports(doors),
+        forwarded=forwarded(doors),
         queue=reader.queue,
         answer=reader.answer,
         interfaces=tuple(at("firewall.interfaces", interface, name) for name in firewall.interfaces),

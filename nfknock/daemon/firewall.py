@@ -72,10 +72,12 @@ class Firewall:
         back by `nfknock apply`, not by a daemon that reads its file anew.
         """
         opens = {door.name: frozenset(door.opens) for door in doors}
-        if await self._apply(plan):
-            logs.log.info("the firewall was brought up to the configuration")
+        await self._check_place()
+        # First, so that the log says what is shut: with the last door that forwards, the chain of such holes goes.
         for line in await self._call(lambda: self._backend.clear_out(opens)):
             logs.log.warning(line)
+        if await self._apply(plan):
+            logs.log.info("the firewall was brought up to the configuration")
 
     def watch(self, plan: Plan) -> None:
         """Bring the firewall to another plan, as soon as it can be written."""
@@ -168,9 +170,12 @@ class Firewall:
                 raise
             return await self._call(lambda: self._backend.open(holes))
 
-    async def _apply(self, plan: Plan) -> bool:
+    async def _check_place(self) -> None:
         if not (await self._call(self._backend.state)).applied and not self._may_repair():
             raise DaemonError("the firewall is not in place; run `nfknock apply` first")
+
+    async def _apply(self, plan: Plan) -> bool:
+        await self._check_place()
         changed = (await self._call(lambda: self._backend.apply(plan))).changed
         self._plan = plan
         return changed
