@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 from nfknock.backends import Change, FirewallState, Strange
-from nfknock.core.model import Hole, IPAddress, Port
+from nfknock.core.model import Hole, IPAddress, Opening
 from nfknock.core.plan import Plan
 from nfknock.errors import BackendError
+
+_Key = tuple[str, IPAddress]
 
 
 class FakeBackend:
@@ -31,6 +34,7 @@ class FakeBackend:
         changed = plan != self._plan
         if not dry_run:
             self._plan = plan
+            self._holes = {key: hole for key, hole in map(self._guarded, self._holes.items()) if hole.opens}
         return Change(changed=changed, difference=("+ a plan",) if changed and dry_run else ())
 
     def remove(self) -> Change:
@@ -43,6 +47,10 @@ class FakeBackend:
         if self._plan is None:
             raise BackendError("the firewall is not in place; run `nfknock apply` first")
         standing = {}
+        holes = list(holes)
+        for hole in holes:
+            if self._guarded((hole.key, hole))[1] != hole:
+                raise BackendError("the firewall does not guard that yet; run `nfknock apply` first")
         for hole in holes:
             older = self._holes.get(hole.key)
             renewed = older is not None and not older.is_expired(self._clock())
@@ -85,12 +93,24 @@ class FakeBackend:
 
         return take_back
 
-    def clear_out(self, doors: Mapping[str, frozenset[Port]]) -> list[Strange]:
+    def clear_out(self, doors: Mapping[str, frozenset[Opening]]) -> list[Strange]:
         self._fail()
-        strange = [hole for hole in self._holes.values() if not set(hole.ports) <= doors.get(hole.door, frozenset())]
-        for hole in strange:
-            del self._holes[hole.key]
-        return [Strange(hole=hole, reason="no door opens it") for hole in strange]
+        gone = []
+        for key, hole in list(self._holes.items()):
+            opens = tuple(each for each in hole.opens if each in doors.get(hole.door, ()))
+            if opens == hole.opens:
+                continue
+            gone.append(Strange(hole=hole, reason="no door opens it"))
+            self._holes[key] = replace(hole, opens=opens)
+            if not opens:
+                del self._holes[key]
+        return gone
+
+    def _guarded(self, item: tuple[_Key, Hole]) -> tuple[_Key, Hole]:
+        """Return a hole with those of its openings that the plan knows."""
+        key, hole = item
+        guarded = self._plan.forwarded if self._plan else ()
+        return key, replace(hole, opens=tuple(each for each in hole.opens if each.to is None or each in guarded))
 
     def _fail(self) -> None:
         if self.failure is not None:

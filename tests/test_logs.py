@@ -6,12 +6,14 @@ from ipaddress import ip_address
 
 import pytest
 
-from nfknock.core.model import Hole, Port
+from nfknock.core.model import Hole, Opening, Port
 from nfknock.core.tracker import CloseDoor, Command, OpenDoor, SequenceTimeout, StageReached
 from nfknock.daemon import logs
 
 SOURCE = ip_address("192.0.2.2")
-HOLE = Hole(door="ssh", source=SOURCE, ports=(Port(22), Port(53, "udp")), opened_at=100.0, closes_at=130.0)
+HOLE = Hole(
+    door="ssh", source=SOURCE, opens=(Opening(Port(22)), Opening(Port(53, "udp"))), opened_at=100.0, closes_at=130.0
+)
 
 
 @pytest.mark.parametrize(

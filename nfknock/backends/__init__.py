@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from nfknock.core.model import Family, Hole, IPAddress, Port
+from nfknock.core.model import Family, Hole, IPAddress, Opening
 from nfknock.core.plan import Plan
 
 
@@ -92,7 +92,7 @@ class Backend(Protocol):
     def remember(self) -> Callable[[], None]:
         """Remember nfknock's part as it is now; what is returned takes everything but holes back to that."""
 
-    def clear_out(self, doors: Mapping[str, frozenset[Port]]) -> list[Strange]:
+    def clear_out(self, doors: Mapping[str, frozenset[Opening]]) -> list[Strange]:
         """Shut what is no hole of these doors (name and what it opens), or was edited; say what that was."""
 
 

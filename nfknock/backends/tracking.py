@@ -13,10 +13,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from nfknock.core.model import Hole, IPAddress, Port, Protocol, as_source
+from nfknock.core.model import Hole, IPAddress, Opening, Port, Protocol, as_source
 from nfknock.errors import MissingDependencyError, TrackingError
 
 # linux/netfilter/nf_conntrack_common.h, nf_conntrack_tcp.h
@@ -71,79 +72,99 @@ def adopt_sessions(sessions: Iterable[Session]) -> int:
 
 
 def count_sessions(holes: Sequence[Hole]) -> dict[tuple[str, IPAddress], int]:
-    """Return how many tracked sessions each hole's source has on the ports that it opens. Raises TrackingError."""
+    """Return how many tracked sessions each hole's source has with what it opens. Raises TrackingError."""
     counts = {hole.key: 0 for hole in holes}
-    owners: dict[tuple[IPAddress, Port], list[tuple[str, IPAddress]]] = {}
+    owners: dict[tuple[IPAddress, Opening], list[tuple[str, IPAddress]]] = {}
     for hole in holes:
-        for port in hole.ports:
-            owners.setdefault((hole.source, port), []).append(hole.key)
+        for opening in hole.opens:
+            owners.setdefault((hole.source, opening), []).append(hole.key)
     for family in {_FAMILIES[hole.source.version] for hole in holes}:
         with _conntrack(family) as conntrack:
-            for flow in _flows(conntrack):
-                for key in owners.get(flow, ()):
+            for flow in filter(attrgetter("is_up"), _flows(conntrack)):
+                # A session with a host behind is none with this one, be it to the same port.
+                behind, here = next(flow.uses())
+                for key in owners.get(behind) or owners.get(here) or ():
                     counts[key] += 1
     return counts
 
 
 def cut_sessions(holes: Sequence[Hole]) -> int:
-    """Forget the tracked sessions of each hole's source to the ports that it opened, and return of how many.
+    """Forget the tracked sessions of each hole's source to what it opened, and return of how many.
 
     Their next packets are new to the kernel, and what nothing opens is dropped. Raises TrackingError.
     """
-    meant = {(hole.source, port) for hole in holes for port in hole.ports}
+    meant = {(hole.source, opening) for hole in holes for opening in hole.opens}
     cut = 0
     for family in {_FAMILIES[hole.source.version] for hole in holes}:
         with _conntrack(family) as conntrack:
-            flows = [original for original, _entry in _originals(conntrack) if meant & set(_ends(original))]
-            cut += sum(_forget(conntrack, family, original) for original in flows)
+            flows = [flow for flow in _flows(conntrack) if any(meant.intersection(end) for end in flow.uses())]
+            cut += sum(_forget(conntrack, family, flow) for flow in flows)
     return cut
 
 
-def _flows(conntrack: Any) -> Iterator[tuple[IPAddress, Port]]:
-    """Yield who began each tracked session that was answered, and to which port."""
-    for original, entry in _originals(conntrack):
-        if not (entry.get_attr("CTA_STATUS") or 0) & _SEEN_REPLY:
-            continue
-        begun, _answered = _ends(original)
-        if begun[1].protocol == "tcp" and _tcp_state(entry) != _TCP_ESTABLISHED:
-            continue  # closed already, and remembered for a while
-        yield begun
+@dataclass(frozen=True, slots=True)
+class _Flow:
+    """A tracked TCP or UDP session: both ends as the one who began it wrote them, and who answers, from which port.
+
+    The two differ where addresses are translated on the way to a host behind this one.
+    """
+
+    source: IPAddress
+    source_port: int
+    target: IPAddress
+    port: Port
+    there: IPAddress
+    port_there: Port
+    is_up: bool
+    """Whether it was answered, and is not closed."""
+
+    def uses(self) -> Iterator[tuple[tuple[IPAddress, Opening], ...]]:
+        """Yield which openings it can be a session of, seen as begun by either side; the forwarded one first."""
+        back = Port(self.source_port, self.port.protocol)
+        yield (self.source, Opening(self.port_there, self.there)), (self.source, Opening(self.port))
+        yield (self.there, Opening(back, self.source)), (self.there, Opening(back))
 
 
-def _originals(conntrack: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield the original direction of each TCP or UDP session, and its entry."""
+def _flows(conntrack: Any) -> Iterator[_Flow]:
     for entry in conntrack.dump():
-        original = entry.get_attr("CTA_TUPLE_ORIG")
-        if original is None:
+        original, reply = entry.get_attr("CTA_TUPLE_ORIG"), entry.get_attr("CTA_TUPLE_REPLY")
+        if original is None or reply is None:
             continue
-        transport = original.get_attr("CTA_TUPLE_PROTO")
-        ports = (transport.get_attr("CTA_PROTO_SRC_PORT"), transport.get_attr("CTA_PROTO_DST_PORT"))
-        if transport.get_attr("CTA_PROTO_NUM") in _PROTOCOL_NAMES and all(ports):
-            yield original, entry
+        transport, answers = original.get_attr("CTA_TUPLE_PROTO"), reply.get_attr("CTA_TUPLE_PROTO")
+        protocol = _PROTOCOL_NAMES.get(transport.get_attr("CTA_PROTO_NUM"))
+        source_port, number = transport.get_attr("CTA_PROTO_SRC_PORT"), transport.get_attr("CTA_PROTO_DST_PORT")
+        number_there = answers.get_attr("CTA_PROTO_SRC_PORT")
+        if not (protocol and source_port and number and number_there):
+            continue
+        is_answered = bool((entry.get_attr("CTA_STATUS") or 0) & _SEEN_REPLY)
+        yield _Flow(
+            source=_address(original, "SRC"),
+            source_port=source_port,
+            target=_address(original, "DST"),
+            port=Port(number, protocol),
+            there=_address(reply, "SRC"),
+            port_there=Port(number_there, protocol),
+            # One that was closed is remembered for a while.
+            is_up=is_answered and (protocol != "tcp" or _tcp_state(entry) == _TCP_ESTABLISHED),
+        )
 
 
-def _ends(original: Any) -> tuple[tuple[IPAddress, Port], tuple[IPAddress, Port]]:
-    """Return who began a session and to which port, and the same as if the other side had begun it."""
-    addresses, transport = original.get_attr("CTA_TUPLE_IP"), original.get_attr("CTA_TUPLE_PROTO")
-    source = addresses.get_attr("CTA_IP_V4_SRC") or addresses.get_attr("CTA_IP_V6_SRC")
-    target = addresses.get_attr("CTA_IP_V4_DST") or addresses.get_attr("CTA_IP_V6_DST")
-    protocol = _PROTOCOL_NAMES[transport.get_attr("CTA_PROTO_NUM")]
-    ports = (Port(transport.get_attr(f"CTA_PROTO_{end}_PORT"), protocol) for end in ("DST", "SRC"))
-    return (as_source(source), next(ports)), (as_source(target), next(ports))
+def _address(direction: Any, end: str) -> IPAddress:
+    addresses = direction.get_attr("CTA_TUPLE_IP")
+    return as_source(addresses.get_attr(f"CTA_IP_V4_{end}") or addresses.get_attr(f"CTA_IP_V6_{end}"))
 
 
-def _forget(conntrack: Any, family: int, original: Any) -> bool:
+def _forget(conntrack: Any, family: int, flow: _Flow) -> bool:
     from pyroute2.netlink.exceptions import NetlinkError
     from pyroute2.netlink.nfnetlink.nfctsocket import NFCTAttrTuple
 
-    (source, port), (target, source_port) = _ends(original)
     meant = NFCTAttrTuple(
         family=family,
-        saddr=str(source),
-        daddr=str(target),
-        proto={"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}[port.protocol],
-        sport=source_port.number,
-        dport=port.number,
+        saddr=str(flow.source),
+        daddr=str(flow.target),
+        proto={"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}[flow.port.protocol],
+        sport=flow.source_port,
+        dport=flow.port.number,
     )
     try:
         conntrack.entry("del", tuple_orig=meant)

@@ -14,7 +14,7 @@ from nfknock.cli.settings import Settings, pass_settings, warn, write_secret
 from nfknock.config import load
 from nfknock.config.template import fresh_sequence, render
 from nfknock.core.lint import lint
-from nfknock.core.model import Door, Port
+from nfknock.core.model import Door, Opening, Port
 from nfknock.errors import ConfigError
 
 
@@ -28,7 +28,7 @@ def init(settings: Settings, output: Path | None, name: str, opens: tuple[str, .
     try:
         ports = tuple(Port.parse(text) for text in opens)
         sequence = fresh_sequence(avoid=ports)
-        Door(name=name, sequence=sequence, opens=ports)
+        Door(name=name, sequence=sequence, opens=tuple(map(Opening, ports)))
     except ValueError as exc:
         raise ConfigError(str(exc)) from exc
     path = output or settings.path

@@ -27,18 +27,20 @@ def open_(settings: Settings, door: str, source: str, duration: str | None) -> N
     if not chosen.opens:
         raise ConfigError(f"the door {door} opens no port; its commands are run by a knock alone")
     address = _source(source)
+    if not (opens := chosen.opens_for(address)):
+        raise ConfigError(f"the door {door} opens nothing for IPv{address.version} addresses")
     seconds = chosen.open_timeout if duration is None else duration_of("--for", duration, 366 * 86400)
     now = time.time()
     hole = Hole(
         door=chosen.name,
         source=address,
-        ports=chosen.opens,
+        opens=opens,
         opened_at=now,
         closes_at=now + seconds if seconds else None,
     )
     [standing] = make_backend(config.backend).open([hole])
     end = "until it is closed" if standing.closes_at is None else f"for {format_duration(standing.closes_at - now)}"
-    click.echo(f"{address}: {door}: opened {', '.join(map(str, standing.ports))} {end}")
+    click.echo(f"{address}: {door}: opened {', '.join(map(str, standing.opens))} {end}")
 
 
 @click.command()

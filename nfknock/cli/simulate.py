@@ -42,6 +42,6 @@ def _instant(line: Line) -> str:
 
 
 def _still_open(hole: Hole, now: float) -> str:
-    ports = ", ".join(map(str, hole.ports))
+    ports = ", ".join(map(str, hole.opens))
     end = "until it is closed" if hole.closes_at is None else f"for {format_duration(hole.closes_at - now)} more"
     return f"{hole.source}: {hole.door}: at the end of the capture {ports} is open, {end}"

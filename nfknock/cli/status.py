@@ -82,10 +82,11 @@ def _sessions(holes: list[Hole]) -> dict[tuple[str, IPAddress], int]:
 
 
 def _hole(hole: Hole, now: float, sessions: int | None) -> dict[str, Any]:
-    return {
+    forwarded = [{"port": str(each.port), "to": str(each.to)} for each in hole.opens if each.to]
+    report = {
         "door": hole.door,
         "source": str(hole.source),
-        "open": [str(port) for port in hole.ports],
+        "open": [str(opening.port) for opening in hole.opens],
         "opened_at": _instant(hole.opened_at),
         "closes_at": None if hole.closes_at is None else _instant(hole.closes_at),
         "remaining": None if hole.closes_at is None else round(hole.closes_at - now, 3),
@@ -93,6 +94,7 @@ def _hole(hole: Hole, now: float, sessions: int | None) -> dict[str, Any]:
         "bytes": hole.bytes,
         "sessions": sessions,
     }
+    return {**report, "forwarded": forwarded} if forwarded else report
 
 
 def _instant(at: float) -> str:
@@ -151,4 +153,8 @@ def _words(hole: dict[str, Any]) -> tuple[str, ...]:
     """Return what the table has of a hole, in the order of its headings."""
     remaining = "never" if hole["remaining"] is None else f"in {hole['remaining']:.0f} s"
     sessions = "?" if hole["sessions"] is None else str(hole["sessions"])
-    return hole["door"], hole["source"], ", ".join(hole["open"]), remaining, sessions, str(hole["packets"])
+    forwarded = hole.get("forwarded", [])
+    # Those come last, in both.
+    opens = hole["open"][: len(hole["open"]) - len(forwarded)]
+    opens += [f"{each['port']} to {each['to']}" for each in forwarded]
+    return hole["door"], hole["source"], ", ".join(opens), remaining, sessions, str(hole["packets"])

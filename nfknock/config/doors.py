@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +14,15 @@ from nfknock.core.model import (
     BARE_SYN,
     Commands,
     Door,
+    IPAddress,
     OneTimeSequences,
+    Opening,
+    Port,
     Sequence,
     TcpFlags,
     as_source,
 )
+from nfknock.core.sources import is_possible_source
 from nfknock.errors import OneTimeError, UsedUpError
 
 _LONGEST_SEQ_TIMEOUT = 3600.0
@@ -75,7 +79,7 @@ class _Reader:
             lambda _: Door(
                 name=self._name,
                 sequence=ports(f"{path}.sequence", section.sequence or ()),
-                opens=tuple(dict.fromkeys(ports(f"{path}.open", section.open or ()))),
+                opens=tuple(dict.fromkeys(self._openings())),
                 seq_timeout=timeout(f"{path}.seq_timeout", section.seq_timeout, 0.1, _LONGEST_SEQ_TIMEOUT),
                 open_timeout=self._open_timeout(),
                 close_sequence=close_sequence,
@@ -106,6 +110,14 @@ class _Reader:
         starts = (section.start_command, section.start_command_6, section.stop_command, section.stop_command_6)
         if section.open is None and starts == (None, None, None, None):
             raise PathError(f"{path}: the key 'open' is missing, or a start_command")
+
+    def _openings(self) -> Iterator[Opening]:
+        for index, entry in enumerate(self._section.open or ()):
+            path = f"{self._path}.open[{index}]"
+            if isinstance(entry, sections.Forward):
+                yield Opening(at(f"{path}.port", Port.parse, entry.port), at(f"{path}.to", _host_behind, entry.to))
+            else:
+                yield Opening(at(path, Port.parse, entry))
 
     def _open_timeout(self) -> float:
         path = f"{self._path}.open_timeout"
@@ -167,6 +179,13 @@ class _Reader:
             lines = []
         window = tuple(line.sequence for line in lines[: look_ahead + 1])
         return OneTimeSequences(path=str(file), look_ahead=look_ahead, window=window, left=len(lines))
+
+
+def _host_behind(text: str) -> IPAddress:
+    address = as_source(text)
+    if not is_possible_source(address.packed):
+        raise ValueError(f"{text!r} is not the address of a host behind this one")
+    return address
 
 
 def _arguments(value: list[str] | None) -> tuple[str, ...] | None:

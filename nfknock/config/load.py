@@ -13,7 +13,7 @@ from nfknock.config.doors import Tolerated, read_doors
 from nfknock.config.toml import parse_toml, read_file
 from nfknock.config.values import at, interface, network, path_beside, ports
 from nfknock.core.model import Door, Port, Rule
-from nfknock.core.plan import Plan, cut_ports, knock_ports
+from nfknock.core.plan import Plan, cut_openings, forwarded, knock_ports
 from nfknock.errors import ConfigError
 from nfknock.knockd import KnockdError, convert, looks_like_knockd
 
@@ -113,7 +113,8 @@ def _config(path: Path, raw: dict[str, Any], notes: tuple[str, ...], tolerates: 
         baseline=read_baseline(at("firewall.rules", beside, firewall.rules)),
         allowed=allowed,
         knock_ports=knock_ports(doors),
-        cut_ports=cut_ports(doors),
+        cut=cut_openings(doors),
+        forwarded=forwarded(doors),
         queue=reader.queue,
         answer=reader.answer,
         interfaces=tuple(at("firewall.interfaces", interface, name) for name in firewall.interfaces),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterator
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -48,11 +49,18 @@ class Log(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     file: str = ""
 
 
+class Forward(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """One entry of a door's `open` that leads to a host behind this one."""
+
+    port: str | int
+    to: str
+
+
 class Door(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """The keys of [doors.NAME]."""
 
     sequence: list[str | int] | None = None
-    open: list[str | int] | None = None
+    open: list[str | int | Forward] | None = None
     seq_timeout: Duration = "5s"
     open_timeout: Duration | None = None
     close_sequence: list[str | int] = []
@@ -106,7 +114,7 @@ def _explain(message: str, kind: type[msgspec.Struct], path: str) -> str:
     match = _AT.match(message)
     assert match is not None  # every text matches
     what, where = match["what"], path + (match["where"] or "")
-    known = [field.encode_name for field in msgspec.structs.fields(kind)]
+    known = [field.encode_name for field in msgspec.structs.fields(_table_at(kind, match["where"] or ""))]
     if unknown := _UNKNOWN.match(what):
         near = [_KNOCKD[key] for key in [unknown["key"].lower()] if _KNOCKD.get(key) in known]
         near = near or difflib.get_close_matches(unknown["key"], known, 1)
@@ -117,6 +125,23 @@ def _explain(message: str, kind: type[msgspec.Struct], path: str) -> str:
     if enum := _ENUM.match(what):
         return f"{where}: {enum['value']} is not known{_choices(kind, where.rpartition('.')[2])}"
     return f"{where}: {what[:1].lower()}{what[1:].replace('`', '').replace(' | null', '')}"
+
+
+def _table_at(kind: type[msgspec.Struct], where: str) -> type[msgspec.Struct]:
+    """Return what a table in a list is, by its place (`.allow[0]`); the section itself for anything else."""
+    for field in msgspec.inspect.type_info(kind).fields:  # type: ignore[attr-defined]
+        if re.fullmatch(rf"\.{field.encode_name}\[\d+\]", where):
+            for each in _kinds(field.type):
+                if isinstance(each, msgspec.inspect.StructType):
+                    return each.cls
+    return kind
+
+
+def _kinds(kind: Any) -> Iterator[Any]:
+    """Yield a type, and those that it is a choice of or a list of."""
+    yield kind
+    for each in (*getattr(kind, "types", ()), *filter(None, [getattr(kind, "item_type", None)])):
+        yield from _kinds(each)
 
 
 def _choices(kind: type[msgspec.Struct], key: str) -> str:

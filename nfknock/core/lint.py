@@ -71,7 +71,7 @@ def _lint_pairs(doors: tuple[Door, ...]) -> Iterator[str]:
 
 
 def _lint_open_ports(doors: tuple[Door, ...], allowed: frozenset[Port]) -> Iterator[str]:
-    opened = {port: door.name for door in doors for port in door.opens}
+    opened = {port: door.name for door in doors for port in door.opens_here}
     for door in doors:
         for port in sorted(door.knock_ports):
             if port in allowed:

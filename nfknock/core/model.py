@@ -78,6 +78,22 @@ Sequence = tuple[Port, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Opening:
+    """What a door opens: a port of this host, or the same on a host behind it."""
+
+    port: Port
+    to: IPAddress | None = None
+    """The host behind; None is this one."""
+
+    def __str__(self) -> str:
+        return str(self.port) if self.to is None else f"{self.port} to {self.to}"
+
+    def is_for(self, source: IPAddress) -> bool:
+        """Whether a source can come here: a host behind is reached from addresses of its own family alone."""
+        return self.to is None or self.to.version == source.version
+
+
+@dataclass(frozen=True, slots=True)
 class TcpFlags:
     """Which TCP flags a knock must carry: those under `mask` must equal `value`.
 
@@ -172,7 +188,7 @@ class Door:
 
     name: str
     sequence: Sequence = ()
-    opens: tuple[Port, ...] = ()
+    opens: tuple[Opening, ...] = ()
     seq_timeout: float = 5.0
     open_timeout: float = 30.0
     close_sequence: Sequence = ()
@@ -205,6 +221,16 @@ class Door:
         """Every port that one of this door's sequences uses."""
         return frozenset(port for sequence in (*self.sequences, self.close_sequence) for port in sequence)
 
+    @property
+    def opens_here(self) -> tuple[Port, ...]:
+        """The ports of this host itself that it opens."""
+        return tuple(opening.port for opening in self.opens if opening.to is None)
+
+    def opens_for(self, source: IPAddress) -> tuple[Opening, ...]:
+        """Return what it opens for this source: the ports of this host first, as a hole is read back."""
+        mine = [opening for opening in self.opens if opening.is_for(source)]
+        return tuple(sorted(mine, key=lambda opening: opening.to is not None))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hole:
@@ -212,11 +238,15 @@ class Hole:
 
     door: str
     source: IPAddress
-    ports: tuple[Port, ...]
+    opens: tuple[Opening, ...]
     opened_at: float
     closes_at: float | None
     packets: int = 0
     bytes: int = 0
+
+    def __post_init__(self) -> None:
+        if not all(opening.is_for(self.source) for opening in self.opens):
+            raise ValueError(f"{self.source} and what is opened for it are not of one family")
 
     @property
     def key(self) -> tuple[str, IPAddress]:

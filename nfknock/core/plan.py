@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from nfknock.core.model import Door, Port, Rule
+from nfknock.core.model import Door, Opening, Port, Rule
 
 Answer = Literal["drop", "reject"]
 
@@ -20,7 +20,9 @@ class Plan:
 
     In this order: `baseline` (what every host needs), `allowed` (open to everybody or to somebody), holes, and the
     `knock_ports`, whose packets go to the `queue`. With `interfaces`, holes and knocks count on those alone.
-    `answer` is what becomes of a knock packet. Sessions to `cut_ports` are not taken up again once they were cut.
+    `answer` is what becomes of a knock packet. `forwarded` is what doors open on hosts behind this one: shut for
+    everybody, on those interfaces, but for holes. Sessions with what is in `cut` are not taken up again once they were
+    cut.
     """
 
     baseline: tuple[Rule, ...]
@@ -29,7 +31,8 @@ class Plan:
     queue: int
     answer: Answer = "drop"
     interfaces: tuple[str, ...] = ()
-    cut_ports: tuple[Port, ...] = ()
+    forwarded: tuple[Opening, ...] = ()
+    cut: tuple[Opening, ...] = ()
 
 
 def knock_ports(doors: Iterable[Door]) -> tuple[Port, ...]:
@@ -37,6 +40,11 @@ def knock_ports(doors: Iterable[Door]) -> tuple[Port, ...]:
     return tuple(sorted({port for door in doors for port in door.knock_ports}))
 
 
-def cut_ports(doors: Iterable[Door]) -> tuple[Port, ...]:
-    """Every port whose sessions are cut when a door is shut early, in a fixed order."""
-    return tuple(sorted({port for door in doors if door.cut_sessions for port in door.opens}))
+def cut_openings(doors: Iterable[Door]) -> tuple[Opening, ...]:
+    """Everything whose sessions are cut when a door is shut early, in a fixed order."""
+    return tuple(sorted({opening for door in doors if door.cut_sessions for opening in door.opens}, key=str))
+
+
+def forwarded(doors: Iterable[Door]) -> tuple[Opening, ...]:
+    """Everything that any door opens on a host behind this one, in a fixed order."""
+    return tuple(sorted({opening for door in doors for opening in door.opens if opening.to is not None}, key=str))

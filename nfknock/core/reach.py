@@ -41,7 +41,7 @@ def way_in(plan: Plan, doors: Iterable[Door], visitor: Visitor) -> Way | None:
 
 def _opens(door: Door, port: Port) -> bool:
     # A door whose one-time sequences are used up stays shut.
-    return any(door.sequences) and port in door.opens
+    return any(door.sequences) and port in door.opens_here
 
 
 def _takes(rule: Rule, visitor: Visitor) -> bool | None:

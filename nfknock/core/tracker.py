@@ -162,7 +162,7 @@ class Tracker:
     def replace_doors(self, doors: Iterable[Door], allowed: Iterable[Port] = ()) -> None:
         """Follow other doors from now on; attempts at a door that did not change go on.
 
-        `allowed` are the ports that are open to everybody: packets to them, and to what a door opens, are no strays.
+        `allowed` are the ports that are open to everybody: packets to them, and to what a door opens here, are nothing.
         """
         doors = tuple(doors)
         old = {track.identity: index for index, track in enumerate(self._tracks)}
@@ -172,7 +172,7 @@ class Tracker:
         self._starts = {}
         for index, track in enumerate(self._tracks):
             self._starts.setdefault(track.first, []).append(index)
-        self._harmless = frozenset(port.code for door in doors for port in door.opens) | {p.code for p in allowed}
+        self._harmless = frozenset(port.code for door in doors for port in door.opens_here) | {p.code for p in allowed}
         moved = {old[track.identity]: index for index, track in enumerate(self._tracks) if track.identity in old}
         for address, source in list(self._sources.items()):
             source.attempts = {moved[i]: tries for i, tries in source.attempts.items() if i in moved}

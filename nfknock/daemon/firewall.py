@@ -12,10 +12,11 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
 from nfknock.backends import Backend, tracking
-from nfknock.core.model import Door, Hole, IPAddress
+from nfknock.core.model import Door, Hole, IPAddress, Opening
 from nfknock.core.plan import Plan
 from nfknock.daemon import control, logs
 from nfknock.daemon.ends import Ends, Key
@@ -49,6 +50,8 @@ class Firewall:
         self._closing: set[Key] = set()
         self._cutting: frozenset[str] = frozenset()
         """The doors whose sessions are cut when they are shut early."""
+        self._cut_for_good: set[Opening] = set()
+        """What had sessions that were cut with their door: a service that goes on sending must not revive them."""
         self._plan: Plan
         self._is_plan_due = False
         self._applying = asyncio.Lock()
@@ -81,24 +84,30 @@ class Firewall:
         Raises BackendError, or DaemonError if it is not in place at all: whoever took it out meant it, and it is put
         back by `nfknock apply`, not by a daemon that reads its file anew.
         """
-        async with self._applying:
-            due, self._is_plan_due = self._is_plan_due, False
-            try:
-                changed = await self._apply(plan)
-            except BaseException:
-                self._is_plan_due = due
-                raise
         doors = tuple(doors)
         opens = {door.name: frozenset(door.opens) for door in doors}
         cutting = frozenset(door.name for door in doors if door.cut_sessions)
+        async with self._applying:
+            due, self._is_plan_due = self._is_plan_due, False
+            try:
+                await self._check_place()
+                # First, so that the log says what is shut: with the last door that forwards, the chain of such holes
+                # goes.
+                strange = await self._call(lambda: self._backend.clear_out(opens))
+                for each in strange:
+                    logs.log.warning("%s", each)
+                # A door that is gone is shut early, as it was wished when it was there.
+                lost = [each.hole for each in strange if each.hole and each.hole.door in self._cutting | cutting]
+                self._cut_for_good.update(opening for hole in lost for opening in hole.opens)
+                also = sorted(self._cut_for_good.difference(plan.cut), key=str)
+                changed = await self._apply(replace(plan, cut=(*plan.cut, *also)))
+            except BaseException:
+                self._is_plan_due = due
+                raise
         if changed:
             logs.log.info("the firewall was brought up to the configuration")
-        strange = await self._call(lambda: self._backend.clear_out(opens))
-        for each in strange:
-            logs.log.warning("%s", each)
-        # A door that is gone is shut early, as it was wished when it was there.
         self._cutting |= cutting
-        await self._cut([each.hole for each in strange if each.hole])
+        await self._cut(lost)
         self._cutting = cutting
 
     def watch(self, plan: Plan) -> None:
@@ -195,9 +204,12 @@ class Firewall:
                 raise
             return await self._call(lambda: self._backend.open(holes))
 
-    async def _apply(self, plan: Plan) -> bool:
+    async def _check_place(self) -> None:
         if not (await self._call(self._backend.state)).applied and not self._may_repair():
             raise DaemonError(_NOT_IN_PLACE)
+
+    async def _apply(self, plan: Plan) -> bool:
+        await self._check_place()
         changed = (await self._call(lambda: self._backend.apply(plan))).changed
         self._plan = plan
         return changed
@@ -300,4 +312,4 @@ class Firewall:
 
 def _hole(door: Door, source: IPAddress, now: float) -> Hole:
     closes_at = now + door.open_timeout if door.open_timeout else None
-    return Hole(door=door.name, source=source, ports=door.opens, opened_at=now, closes_at=closes_at)
+    return Hole(door=door.name, source=source, opens=door.opens_for(source), opened_at=now, closes_at=closes_at)

@@ -34,7 +34,7 @@ def describe(command: Command) -> str:
 
 def opened(hole: Hole, now: float, *, is_new: bool) -> str:
     """Return the log line for a hole that was opened, or got a later end, at `now` (epoch seconds)."""
-    start = f"{hole.source}: {hole.door}: {'opened' if is_new else 'renewed'} {', '.join(map(str, hole.ports))}"
+    start = f"{hole.source}: {hole.door}: {'opened' if is_new else 'renewed'} {', '.join(map(str, hole.opens))}"
     if hole.closes_at is None:
         return f"{start} until it is closed"
     return f"{start} for {format_duration(hole.closes_at - now)}"

@@ -149,8 +149,10 @@ class Service:
         return self._doors.get(name)
 
     def _let_in(self, door: Door, source: IPAddress) -> None:
-        if door.opens:
+        if door.opens_for(source):
             self._firewall.open(door, source)
+        elif door.opens:
+            logs.log.info("%s: %s: opens nothing for IPv%d addresses", source, door.name, source.version)
         self._commands.opened(door, source)
 
     def _shut(self, name: str, source: IPAddress) -> None:

@@ -140,10 +140,10 @@ class Simulation:
         return not (
             any(_lets_in(rule, packet, source) for rule in self._allowed)
             or any(
-                port.code == packet.code
+                opening.to is None and opening.port.code == packet.code
                 for hole in self._holes.values()
                 if hole.source == source
-                for port in hole.ports
+                for opening in hole.opens
             )
         )
 
@@ -168,10 +168,11 @@ class Simulation:
 
     def _open(self, name: str, source: IPAddress) -> None:
         door = self._doors[name]
-        if not door.opens:
+        opens = door.opens_for(source)
+        if not opens:
             return
         closes_at = self.now + door.open_timeout if door.open_timeout else None
-        hole = Hole(door=name, source=source, ports=door.opens, opened_at=self.now, closes_at=closes_at)
+        hole = Hole(door=name, source=source, opens=opens, opened_at=self.now, closes_at=closes_at)
         older = self._holes.get(hole.key)
         hole = hole.renewed(older) if older else hole
         self._holes[hole.key] = hole

@@ -104,7 +104,7 @@ def _ruleset() -> nftread.Ruleset | None:
 
 def forwards_nothing(check: str, patient: Patient) -> Iterator[Finding]:
     """Say which ports are sent on to containers: those never come by INPUT, whatever nfknock does."""
-    opened = {port: door.name for door in (patient.config.doors if patient.config else ()) for port in door.opens}
+    opened = {port: door.name for door in (patient.config.doors if patient.config else ()) for port in door.opens_here}
     found = forwards(nftread.read())
     for forward in found:
         who = "Docker publishes" if forward.is_docker else "a DNAT rule sends on"

@@ -87,7 +87,7 @@ def owner_of(chain: Chain, ruleset: Ruleset) -> Owner:
 def opened_by(plan: Plan, doors: Iterable[Door]) -> Iterator[Opened]:
     """Yield every port that a plan and its doors open to somebody who is not on this host."""
     for door in doors:
-        for port in door.opens:
+        for port in door.opens_here:
             yield Opened(port=port, by=f"the door {door.name}", interfaces=plan.interfaces)
     for rule in plan.allowed:
         if rule.interface != LOOPBACK and rule.verdict == "accept":

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from nfknock.core.lint import lint
-from nfknock.core.model import Commands, Door, TcpFlags, as_source
+from nfknock.core.model import Commands, Door, Opening, TcpFlags, as_source
 from nfknock.knockd import values
 from nfknock.knockd.commands import Command
 from nfknock.knockd.doors import Draft, draft, judge, name_doors
@@ -165,7 +165,7 @@ def _core_door(door: Draft) -> Door:
         return Door(
             name=door.name,
             sequence=door.sequence,
-            opens=door.opens,
+            opens=tuple(map(Opening, door.opens)),
             seq_timeout=door.seq_timeout,
             open_timeout=door.open_timeout,
             close_sequence=door.close_sequence,

@@ -22,7 +22,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from nfknock.backends.iptables import IptablesBackend
-from nfknock.core.model import Hole, Port
+from nfknock.core.model import Hole, Opening, Port
 from tests.lab import BASTION4, Lab
 
 _DOOR = '[doors.echo]\nsequence = ["7101", "8203/udp", "9307/udp"]\nopen = ["5300/udp"]\nopen_timeout = "1h"\n'
@@ -82,7 +82,7 @@ def _others(count: int) -> list[Hole]:
         Hole(
             door="echo",
             source=ip_address(f"198.51.{number // 256}.{number % 256}"),
-            ports=(Port(5300, "udp"),),
+            opens=(Opening(Port(5300, "udp")),),
             opened_at=now,
             closes_at=now + 3600,
         )

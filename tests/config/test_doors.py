@@ -182,3 +182,42 @@ def test_where_the_log_goes(tmp_path: Path) -> None:
     config = read(tmp_path, SEQUENCE + 'open = ["22"]\n[log]\nsyslog = true\nfile = "knocks.log"\n')
     assert (config.log.syslog, config.log.file) == (True, tmp_path / "knocks.log")
     assert read(tmp_path, SEQUENCE + 'open = ["22"]\n').log.file is None
+
+
+def opens(tmp_path: Path, entries: str) -> Config:
+    return read(tmp_path, f"{SEQUENCE}open = [{entries}]")
+
+
+def test_a_port_on_a_host_behind(tmp_path: Path) -> None:
+    entries = '{ port = 5432, to = "::ffff:10.0.0.5" }, "22", { port = "53/udp", to = "2001:db8:1::5" }, 22'
+    config = opens(tmp_path, entries)
+    [made] = config.doors
+    assert [str(opening) for opening in made.opens] == ["5432/tcp to 10.0.0.5", "22/tcp", "53/udp to 2001:db8:1::5"]
+    assert [str(opening) for opening in made.opens_for(V4)] == ["22/tcp", "5432/tcp to 10.0.0.5"]
+    assert [str(opening) for opening in made.opens_for(V6)] == ["22/tcp", "53/udp to 2001:db8:1::5"]
+    assert [str(opening) for opening in config.plan.forwarded] == ["53/udp to 2001:db8:1::5", "5432/tcp to 10.0.0.5"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("{ port = 5432 }", "doors.ssh.open[0]: the key 'to' is missing"),
+        ('{ to = "10.0.0.5" }', "doors.ssh.open[0]: the key 'port' is missing"),
+        ('{ port = 1, to = "10.0.0.5", form = 1 }', "doors.ssh.open[0].form: unknown key; known are port, to"),
+        ('{ port = 1.5, to = "10.0.0.5" }', "doors.ssh.open[0].port: expected int | str, got float"),
+        ("{ port = 1, to = 5 }", "doors.ssh.open[0].to: expected str, got int"),
+        ('{ port = 0, to = "10.0.0.5" }', "doors.ssh.open[0].port: port 0 is out of range"),
+        ('{ port = 1, to = "10.0.0.0/24" }', "doors.ssh.open[0].to: '10.0.0.0/24' does not appear to be"),
+        ('{ port = 1, to = "db.example" }', "doors.ssh.open[0].to: 'db.example' does not appear to be"),
+        ('{ port = 1, to = "fe80::1%eth0" }', "doors.ssh.open[0].to: 'fe80::1%eth0' has a zone"),
+        *(
+            (f'{{ port = 1, to = "{address}" }}', f"doors.ssh.open[0].to: '{address}' is not the address of a host")
+            for address in ("127.0.0.1", "::1", "0.0.0.0", "::", "224.0.0.1", "ff02::1", "255.255.255.255")
+        ),
+        ("true", "doors.ssh.open[0]: expected int | str | object, got bool"),
+    ],
+)
+def test_what_is_wrong_with_a_port_on_a_host_behind(tmp_path: Path, entry: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        opens(tmp_path, entry)
+    assert message in str(caught.value)

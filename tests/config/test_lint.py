@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from ipaddress import ip_address
+
 import pytest
 
 from nfknock.core.lint import lint
-from nfknock.core.model import Door, Port
+from nfknock.core.model import Door, Opening, Port
 
 
 def door(name: str, *sequence: str, opens: str = "22", timeout: float = 30, close: tuple[str, ...] = ()) -> Door:
     return Door(
         name=name,
         sequence=tuple(map(Port.parse, sequence)),
-        opens=(Port.parse(opens),),
+        opens=(Opening(Port.parse(opens)),),
         open_timeout=timeout,
         close_sequence=tuple(map(Port.parse, close)),
     )
@@ -49,3 +52,8 @@ def test_what_is_unwise_is_said(doors: list[Door], warning: str) -> None:
 
 def test_a_closing_sequence_ends_what_has_no_end() -> None:
     assert list(lint([door("a", "7101", "3203/udp", "9307", timeout=0, close=("9307", "3203/udp"))])) == []
+
+
+def test_a_port_of_a_host_behind_may_be_knocked_at_here() -> None:
+    behind = replace(GOOD, opens=(Opening(Port(7101), ip_address("198.51.100.5")),))
+    assert list(lint([behind])) == []

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nfknock.config import Config, load
 from nfknock.config.baseline import read_baseline
-from nfknock.core.model import BARE_SYN, Port
+from nfknock.core.model import BARE_SYN, Opening, Port
 from nfknock.errors import ConfigError
 
 DOOR = '[doors.ssh]\nsequence = ["7101", "8203/udp", "9307"]\nopen = ["22/tcp"]\n'
@@ -28,7 +28,7 @@ def test_one_door_is_enough(tmp_path: Path) -> None:
     config = read(tmp_path, DOOR)
     [door] = config.doors
     assert door.sequence == (Port(7101), Port(8203, "udp"), Port(9307))
-    assert (door.opens, door.seq_timeout, door.open_timeout) == ((Port(22),), 5.0, 30.0)
+    assert (door.opens, door.seq_timeout, door.open_timeout) == ((Opening(Port(22)),), 5.0, 30.0)
     assert (door.close_sequence, door.tcpflags, door.target) == ((), BARE_SYN, None)
     assert (config.backend, config.reader) == ("iptables", "nfqueue")
     assert (config.plan.queue, config.plan.answer, config.plan.interfaces) == (5, "drop", ())

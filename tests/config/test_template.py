@@ -12,7 +12,7 @@ from nfknock.config import load
 from nfknock.config.durations import format_duration, parse_duration
 from nfknock.config.template import fresh_sequence, render
 from nfknock.core.lint import lint
-from nfknock.core.model import Port
+from nfknock.core.model import Opening, Port
 
 
 def test_fresh_sequences_are_long_mixed_and_never_in_order() -> None:
@@ -38,7 +38,7 @@ def test_the_written_file_is_right_and_wise(tmp_path: Path) -> None:
     path.write_text(render("web", sequence, [Port(80), Port(443, "udp")]))
     config = load(path)
     assert config.door("web").sequence == sequence
-    assert config.door("web").opens == (Port(80), Port(443, "udp"))
+    assert config.door("web").opens == (Opening(Port(80)), Opening(Port(443, "udp")))
     assert list(lint(config.doors, config.allowed_ports)) == []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 from itertools import count
 
-from nfknock.core.model import BARE_SYN, Door, Port, TcpFlags, as_source
+from nfknock.core.model import BARE_SYN, Door, Opening, Port, TcpFlags, as_source
 from nfknock.core.packet import Packet
 from nfknock.core.tracker import CloseDoor, OpenDoor, SequenceTimeout, StageReached, Tracker
 
@@ -27,7 +27,7 @@ def door(
     return Door(
         name=name,
         sequence=tuple(map(Port.parse, sequence or ("7000", "8000", "9000"))),
-        opens=(Port.parse(opens),),
+        opens=(Opening(Port.parse(opens)),),
         seq_timeout=seq_timeout,
         tcpflags=BARE_SYN if tcpflags is None else TcpFlags.parse(tcpflags),
         target=as_source(target) if target else None,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfknock.core import onetime
-from nfknock.core.model import Door, OneTimeSequences, Port
+from nfknock.core.model import Door, OneTimeSequences, Opening, Port
 from tests.core.story import ALICE, BOB, Story
 
 ONE, TWO, THREE = (onetime.parse_sequence(text) for text in ("1001,2001,3001", "1002,2002,3002", "1001,2003,3003"))
@@ -17,7 +17,7 @@ ONE, TWO, THREE = (onetime.parse_sequence(text) for text in ("1001,2001,3001", "
 
 def one_time_door(*window: tuple[Port, ...], seq_timeout: float = 5) -> Door:
     one_time = OneTimeSequences(path="file", window=window, left=len(window))
-    return Door(name="ssh", opens=(Port(22),), one_time=one_time, seq_timeout=seq_timeout)
+    return Door(name="ssh", opens=(Opening(Port(22)),), one_time=one_time, seq_timeout=seq_timeout)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_door_without_sequences_stays_shut() -> None:
 def test_a_door_has_one_or_the_other(sequence: tuple[Port, ...]) -> None:
     one_time = OneTimeSequences(path="file", window=(ONE,)) if sequence else None
     with pytest.raises(ValueError, match="a sequence, or a file of one-time sequences, and not both"):
-        Door(name="ssh", sequence=sequence, opens=(Port(22),), one_time=one_time)
+        Door(name="ssh", sequence=sequence, opens=(Opening(Port(22)),), one_time=one_time)
 
 
 def test_a_window_may_not_end_as_the_closing_sequence_does() -> None:

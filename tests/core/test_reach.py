@@ -6,14 +6,14 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from nfknock.core.model import Door, OneTimeSequences, Port, Rule
+from nfknock.core.model import Door, OneTimeSequences, Opening, Port, Rule
 from nfknock.core.plan import Plan
 from nfknock.core.reach import Visitor, Way, way_in
 
 SSH = Port(22)
 LOOPBACK = Rule(comment="loopback", interface="lo")
 SESSIONS = Rule(comment="sessions", states=("ESTABLISHED", "RELATED"))
-DOOR = Door(name="ssh", sequence=(Port(7101), Port(8203, "udp"), Port(9307)), opens=(SSH,))
+DOOR = Door(name="ssh", sequence=(Port(7101), Port(8203, "udp"), Port(9307)), opens=(Opening(SSH),))
 
 
 def plan(*allowed: Rule, baseline: tuple[Rule, ...] = (LOOPBACK, SESSIONS), interfaces: tuple[str, ...] = ()) -> Plan:
@@ -84,7 +84,9 @@ def test_a_banned_source_has_no_door() -> None:
 
 
 def test_a_door_whose_sequences_are_used_up_is_none() -> None:
-    empty = Door(name="ssh", one_time=OneTimeSequences(path="/x"), opens=(SSH,))
-    left = Door(name="ssh", one_time=OneTimeSequences(path="/x", window=(DOOR.sequence,), left=1), opens=(SSH,))
+    empty = Door(name="ssh", one_time=OneTimeSequences(path="/x"), opens=(Opening(SSH),))
+    left = Door(
+        name="ssh", one_time=OneTimeSequences(path="/x", window=(DOOR.sequence,), left=1), opens=(Opening(SSH),)
+    )
     assert way_in(plan(), [empty], visitor()) is None
     assert way_in(plan(), [left], visitor()) == "door"

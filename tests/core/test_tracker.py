@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from ipaddress import ip_address
+
 import pytest
 
-from nfknock.core.model import Door
+from nfknock.core.model import Door, Opening, Port
 from nfknock.core.tracker import ECHO_TIMEOUT, MOST_ATTEMPTS
 from tests.core.story import ACK, ALICE, BOB, SYN, Story, door
 
@@ -141,6 +144,12 @@ def test_an_open_port_is_no_stray() -> None:
     story.knock("7000", "22", "8000", "443", "9000")
     assert story.opened == [(ALICE, "ssh")]
     assert story.tracker.counters.strays == 0
+
+
+def test_a_port_of_a_host_behind_is_closed_here() -> None:
+    behind = Opening(Port(22), ip_address("198.51.100.5"))
+    story = Story(replace(door(), opens=(behind,))).knock("7000", "22", "8000", "9000")
+    assert story.opened == []
 
 
 def test_any_closed_port_is_a_stray() -> None:

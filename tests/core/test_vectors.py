@@ -7,7 +7,7 @@ import random
 import pytest
 
 from nfknock.core import onetime
-from nfknock.core.model import Commands, Door, Hole, Port, as_source
+from nfknock.core.model import Commands, Door, Hole, Opening, Port, as_source
 from tests.core.story import ACK, ALICE, BOB, HERE, SYN, Story, door
 
 AB = (door("A", "1000", "2000", "3000"), door("B", "1000", "2500", "3500"))
@@ -114,8 +114,8 @@ def test_25_what_is_to_stop_does_not_ask_how_the_start_went() -> None:
 def test_26_opened_twice_is_one_hole_with_the_later_end(
     first: float | None, second: float | None, closes_at: float | None
 ) -> None:
-    older = Hole(door="ssh", source=as_source(ALICE), ports=(Port(22),), opened_at=100.0, closes_at=first)
-    newer = Hole(door="ssh", source=as_source(ALICE), ports=(Port(22),), opened_at=110.0, closes_at=second)
+    older = Hole(door="ssh", source=as_source(ALICE), opens=(Opening(Port(22)),), opened_at=100.0, closes_at=first)
+    newer = Hole(door="ssh", source=as_source(ALICE), opens=(Opening(Port(22)),), opened_at=110.0, closes_at=second)
     standing = newer.renewed(older)
     assert (standing.key, standing.opened_at, standing.closes_at) == (older.key, 100.0, closes_at)
 
@@ -145,5 +145,5 @@ def test_29_a_reload_in_mid_sequence_keeps_attempts_at_doors_that_did_not_change
 
 def test_30_what_a_hole_ends_by_is_its_own_date() -> None:
     """Nothing of the daemon's is needed for a hole to be over."""
-    hole = Hole(door="ssh", source=as_source(ALICE), ports=(Port(22),), opened_at=100.0, closes_at=130.0)
+    hole = Hole(door="ssh", source=as_source(ALICE), opens=(Opening(Port(22)),), opened_at=100.0, closes_at=130.0)
     assert [hole.is_expired(now) for now in (129.9, 130.0)] == [False, True]

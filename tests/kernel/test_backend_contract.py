@@ -12,17 +12,24 @@ import pytest
 from nfknock.backends import Backend
 from nfknock.backends.iptables import IptablesBackend
 from nfknock.config.baseline import read_baseline
-from nfknock.core.model import Hole, Port, Rule
+from nfknock.core.model import Hole, Opening, Port, Rule
 from nfknock.core.plan import Plan
 from nfknock.errors import BackendError
 from tests.fakes import FakeBackend
 
 SOURCES = ["192.0.2.2", "2001:db8::2"]
+TARGETS = {4: ip_address("198.51.100.5"), 6: ip_address("2001:db8:1::5")}
+HERE = (Opening(Port(22)), Opening(Port(53, "udp")))
+BEHIND = {
+    version: (Opening(Port(5432), to), Opening(Port(22), to), Opening(Port(53, "udp"), to))
+    for version, to in TARGETS.items()
+}
 PLAN = Plan(
     baseline=read_baseline(None),
     allowed=(Rule(comment="allow 443/tcp", protocol="tcp", ports=(443,)),),
     knock_ports=tuple(Port(7100 + number, "udp" if number % 3 else "tcp") for number in range(50)),
     queue=5,
+    forwarded=(*BEHIND[4], *BEHIND[6]),
 )
 
 
@@ -48,15 +55,28 @@ def backend(request: pytest.FixtureRequest, clock: Clock) -> Iterator[Backend]:
         yield IptablesBackend(clock)
 
 
+@pytest.fixture(params=["here", "behind", "both"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(params=SOURCES)
-def hole(request: pytest.FixtureRequest, clock: Clock) -> Hole:
+def hole(request: pytest.FixtureRequest, kind: str, clock: Clock) -> Hole:
+    version = ip_address(request.param).version
     return Hole(
         door="ssh",
         source=ip_address(request.param),
-        ports=(Port(22), Port(53, "udp")),
+        opens={"here": HERE, "behind": BEHIND[version], "both": HERE + BEHIND[version]}[kind],
         opened_at=clock.now,
         closes_at=clock.now + 30,
     )
+
+
+def for_source(hole: Hole, source: str) -> Hole:
+    """The same hole for another source, with hosts behind of its family."""
+    address = ip_address(source)
+    opens = tuple(each if each.to is None else Opening(each.port, TARGETS[address.version]) for each in hole.opens)
+    return replace(hole, source=address, opens=opens)
 
 
 def test_it_is_not_in_place_before_it_is_applied(backend: Backend) -> None:
@@ -141,14 +161,15 @@ def test_a_hole_that_ran_out_is_opened_anew(backend: Backend, clock: Clock, hole
 def test_ports_follow_the_door(backend: Backend, hole: Hole) -> None:
     backend.apply(PLAN)
     backend.open([hole])
-    moved = replace(hole, ports=(Port(2222),))
+    other = Opening(Port(2222)) if hole.opens[-1].to is None else BEHIND[hole.source.version][0]
+    moved = replace(hole, opens=(other,))
     assert backend.open([moved]) == [moved]
     assert backend.holes() == [moved]
 
 
 def test_closing_takes_that_hole_alone(backend: Backend, hole: Hole) -> None:
     backend.apply(PLAN)
-    others = [replace(hole, door="web"), replace(hole, source=ip_address("198.51.100.7"))]
+    others = [replace(hole, door="web"), for_source(hole, "198.51.100.7")]
     backend.open([hole, *others])
     assert backend.close([hole.key]) == [hole]
     assert sorted(backend.holes(), key=str) == sorted(others, key=str)
@@ -175,7 +196,7 @@ def test_sweeping_takes_what_is_over_and_nothing_else(backend: Backend, clock: C
 
 def test_both_families_in_one_go(backend: Backend, hole: Hole) -> None:
     backend.apply(PLAN)
-    both = [replace(hole, source=ip_address(source)) for source in SOURCES]
+    both = [for_source(hole, source) for source in SOURCES]
     assert sorted(backend.open(both), key=str) == sorted(both, key=str)
     assert sorted(backend.close([each.key for each in both]), key=str) == sorted(both, key=str)
 
@@ -197,8 +218,52 @@ def test_another_instance_sees_the_same_holes(namespace: None, clock: Clock, hol
 def test_many_holes(backend: Backend, hole: Hole) -> None:
     backend.apply(PLAN)
     prefix = "2001:db8::" if hole.source.version == 6 else "198.51.100."
-    many = [replace(hole, source=ip_address(f"{prefix}{number}")) for number in range(1, 200)]
+    many = [for_source(hole, f"{prefix}{number}") for number in range(1, 200)]
     backend.open(many)
     assert sorted(backend.holes(), key=str) == sorted(many, key=str)
     backend.close(each.key for each in many[1:])
     assert backend.holes() == many[:1]
+
+
+def test_nothing_opens_behind_that_is_not_guarded(backend: Backend, hole: Hole) -> None:
+    backend.apply(PLAN)
+    strange = replace(hole, opens=(*hole.opens, Opening(Port(5433), TARGETS[hole.source.version])))
+    with pytest.raises(BackendError, match="run `nfknock apply` first"):
+        backend.open([for_source(hole, "198.51.100.7"), strange])
+    assert backend.holes() == []
+
+
+@pytest.mark.parametrize("guarded", [(), (BEHIND[4][0], BEHIND[6][0])])
+def test_what_is_forwarded_no_more_is_shut(backend: Backend, hole: Hole, guarded: tuple[Opening, ...]) -> None:
+    backend.apply(PLAN)
+    backend.open([hole])
+    other = replace(PLAN, forwarded=guarded)
+    assert backend.apply(other).changed
+    opens = tuple(each for each in hole.opens if each.to is None or each in guarded)
+    assert backend.holes() == ([replace(hole, opens=opens)] if opens else [])
+    assert not backend.apply(other).changed
+    assert backend.apply(PLAN).changed
+
+
+def test_what_no_door_opens_is_shut(backend: Backend, hole: Hole) -> None:
+    backend.apply(PLAN)
+    backend.open([hole, replace(hole, door="web")])
+    assert backend.clear_out({"ssh": frozenset(hole.opens), "web": frozenset(hole.opens)}) == []
+    assert {each.hole and each.hole.door for each in backend.clear_out({"ssh": frozenset(hole.opens[1:])})} == {
+        "ssh",
+        "web",
+    }
+    assert backend.holes() == [replace(hole, opens=hole.opens[1:])]
+    [last] = backend.clear_out({})
+    assert last.hole == replace(hole, opens=hole.opens[1:])
+    assert backend.holes() == []
+
+
+def test_a_removed_firewall_is_repaired_with_its_holes(backend: Backend, hole: Hole) -> None:
+    backend.apply(PLAN)
+    backend.open([hole])
+    assert backend.repair(PLAN, [hole]) == []
+    backend.remove()
+    assert backend.repair(PLAN, [hole]) == [hole]
+    assert backend.holes() == [hole]
+    assert backend.state(PLAN).applied

@@ -18,7 +18,7 @@ import pytest
 
 from nfknock.backends.iptables import IptablesBackend
 from nfknock.config.baseline import read_baseline
-from nfknock.core.model import Door, Hole, Port
+from nfknock.core.model import Door, Hole, Opening, Port
 from nfknock.core.plan import Plan
 from nfknock.daemon.firewall import Firewall
 from tests.lab import BASTION4, BASTION6, CLIENT4, CLIENT6, Lab, wait_until
@@ -27,7 +27,10 @@ HOUR = 3600.0
 OPEN_TIMEOUT = 2.0
 MOST_LATE = 5.0
 DOOR = Door(
-    name="ssh", sequence=(Port(7101), Port(8203, "udp")), opens=(Port(22), Port(53, "udp")), open_timeout=OPEN_TIMEOUT
+    name="ssh",
+    sequence=(Port(7101), Port(8203, "udp")),
+    opens=(Opening(Port(22)), Opening(Port(53, "udp"))),
+    open_timeout=OPEN_TIMEOUT,
 )
 PLAN = Plan(baseline=read_baseline(None), allowed=(), knock_ports=DOOR.sequence, queue=5)
 SOURCES = {CLIENT4: BASTION4, CLIENT6: BASTION6}
@@ -79,7 +82,7 @@ def backend(clock: Clock) -> IptablesBackend:
 def holes(clock: Clock, seconds: float = OPEN_TIMEOUT) -> list[Hole]:
     now = clock()
     return [
-        Hole(door="ssh", source=ip_address(source), ports=DOOR.opens, opened_at=now, closes_at=now + seconds)
+        Hole(door="ssh", source=ip_address(source), opens=DOOR.opens, opened_at=now, closes_at=now + seconds)
         for source in SOURCES
     ]
 
@@ -229,7 +232,7 @@ def test_a_hole_without_an_end_outlives_every_jump(host: Lab) -> None:
             clock = Clock(ahead)
             for hole in holes(clock):
                 made = backend(clock)
-                made.open([Hole(door="ssh", source=hole.source, ports=hole.ports, opened_at=clock(), closes_at=None)])
+                made.open([Hole(door="ssh", source=hole.source, opens=hole.opens, opened_at=clock(), closes_at=None)])
             async with daemon(clock):
                 clock.jump()
                 await asyncio.sleep(OPEN_TIMEOUT + 1)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab import BASTION4, BASTION6, CLIENT4, CLIENT6, Daemon, Lab, echo
+from tests.lab import BASTION4, BASTION6, CLIENT4, CLIENT6, Daemon, Host, Lab, echo, wait_until
 
 DOORS = """
 [doors.ssh]
@@ -61,6 +61,10 @@ def shut(lab: Lab, daemon: Daemon, how: str, bastion: str, client: str) -> None:
             daemon.wait_for(f"{client}: 1 session was cut")
         case "close":
             assert "1 session was cut" in lab.nfknock("close", "ssh", client).stdout
+        case "removal":
+            lab.configure("[doors.web]" + DOORS.partition("[doors.web]")[2])
+            daemon.signal(signal.SIGHUP)
+            daemon.wait_for(f"{client}: 1 session was cut")
         case "reload":
             lab.configure(DOORS.format(cut="true").replace("doors.ssh", "doors.other"))
             daemon.signal(signal.SIGHUP)
@@ -100,10 +104,10 @@ def test_a_hole_that_ends_by_time_cuts_nothing(lab: Lab) -> None:
 
 
 @contextlib.contextmanager
-def talkative(lab: Lab, port: int) -> Iterator[list[bytes]]:
+def talkative(host: Host, port: int) -> Iterator[list[bytes]]:
     """A service that sends without end, and what it hears."""
     heard: list[bytes] = []
-    listener = lab.bastion.socket(socket.AF_INET6, socket.SOCK_STREAM)
+    listener = host.socket(socket.AF_INET6, socket.SOCK_STREAM)
     listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     listener.bind(("::", port))
     listener.listen()
@@ -131,22 +135,26 @@ def talkative(lab: Lab, port: int) -> Iterator[list[bytes]]:
 
 
 @FAMILIES
-def test_a_service_that_goes_on_sending_does_not_revive_it(lab: Lab, bastion: str, client: str) -> None:
+@pytest.mark.parametrize("how", ["close", "removal"])
+def test_a_service_that_goes_on_sending_does_not_revive_it(lab: Lab, how: str, bastion: str, client: str) -> None:
     lab.configure(DOORS.format(cut="true"))
     lab.nfknock("apply")
     daemon = lab.daemon()
-    with talkative(lab, 22) as heard:
+    with talkative(lab.bastion, 22) as heard:
         lab.knock(bastion, "7101", "8203:udp")
         daemon.wait_for("opened 22/tcp")
         session = lab.connect(bastion, 22)
         session.sendall(b"before\n")
         assert session.recv(100)
-        shut(lab, daemon, "close", bastion, client)
-        time.sleep(0.3)
-        said = b"".join(heard)
-        for _ in range(20):
-            with contextlib.suppress(OSError):
-                session.send(b"after\n")
-            time.sleep(0.05)
-        assert b"before\n" in said
-        assert b"after\n" not in b"".join(heard)
+        shut(lab, daemon, how, bastion, client)
+        assert is_deaf(session, heard)
+
+
+def is_deaf(session: socket.socket, heard: list[bytes]) -> bool:
+    """Whether a service hears nothing more of what is said to it."""
+    wait_until(lambda: b"before\n" in b"".join(heard), "what was said before")
+    for _ in range(20):
+        with contextlib.suppress(OSError):
+            session.send(b"after\n")
+        time.sleep(0.05)
+    return b"after\n" not in b"".join(heard)

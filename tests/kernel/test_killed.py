@@ -15,7 +15,7 @@ import pytest
 
 from nfknock.backends.iptables import IptablesBackend
 from nfknock.config.baseline import read_baseline
-from nfknock.core.model import Hole, Port
+from nfknock.core.model import Hole, Opening, Port
 from nfknock.core.plan import Plan
 from tests.kernel.crowd import HoleRule, Watch, hit, move_in, owned_holes, put_foreign_rules, say
 from tests.lab import CLIENT4, CLIENT6, Daemon, Lab, wait_until
@@ -201,9 +201,9 @@ def test_a_hole_is_taken_up_whatever_fraction_of_a_second_it_ends_at(
     now = float(int(time.time()))
     backend = IptablesBackend(lambda: now)
     backend.apply(Plan(baseline=read_baseline(None), allowed=(), knock_ports=KNOCKS["quick"], queue=5))
-    ports = tuple(sorted(DOORS["quick"]))
-    hole = Hole(door="quick", source=ip_address(source), ports=ports, opened_at=now, closes_at=now + 30 + fraction)
+    opens = tuple(map(Opening, sorted(DOORS["quick"])))
+    hole = Hole(door="quick", source=ip_address(source), opens=opens, opened_at=now, closes_at=now + 30 + fraction)
     backend.open([hole])
-    assert backend.clear_out(DOORS) == []
+    assert backend.clear_out({"quick": frozenset(opens)}) == []
     [adopted] = backend.holes()
     assert adopted.closes_at == pytest.approx(hole.closes_at, abs=0.0011)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nfknock.core.model import Port
+from nfknock.core.model import Opening, Port
 from nfknock.knockd import KnockdError, convert
 from tests.knockd.files import (
     KNOCKS,
@@ -38,7 +38,7 @@ def test_the_open_close_tutorial_becomes_one_door() -> None:
             "tcpflags": "syn",
         }
     }
-    assert checked(conversion.text).doors[0].opens == (Port(22),)
+    assert checked(conversion.text).doors[0].opens == (Opening(Port(22)),)
     assert notes(conversion) == [
         "1 changed: no interface: knockd listens on eth0 alone, nfknock on all but loopback",
         "5 unwise: sequence: everybody knows this one; `nfknock init` makes a fresh one",

@@ -11,14 +11,14 @@ from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
-from nfknock.backends import Change, FirewallState, Strange, tracking
+from nfknock.backends import Change, FirewallState, Strange, forwarding, tracking
 from nfknock.backends.iptables import edits, record, transaction
 from nfknock.backends.iptables.edits import Wanted
-from nfknock.backends.iptables.layout import FOUND, HOLES, INPUT, MAIN, is_own
+from nfknock.backends.iptables.layout import ENTRANCES, FOUND, INPUT, is_own
 from nfknock.backends.tracking import Session
 from nfknock.backends.xtables import binding
 from nfknock.backends.xtables.table import FilterTable, NoTableError
-from nfknock.core.model import Family, Hole, IPAddress, Port, family_of
+from nfknock.core.model import Family, Hole, IPAddress, Opening, Port, family_of
 from nfknock.core.plan import Plan
 from nfknock.errors import BackendError, TrackingError
 
@@ -55,15 +55,16 @@ class IptablesBackend:
         def edit(table: FilterTable) -> bool:
             return edits.bring_to(table, wanted[table.family])
 
+        idle = tuple(forwarding.idle(opening.to for opening in plan.forwarded if opening.to))
         if dry_run:
-            return self._compare(edit)
+            return replace(self._compare(wanted), warnings=idle)
         if self.state().applied:
-            return self._change(edit)
+            return replace(self._change(edit), warnings=idle)
         known, first = _adopt(frozenset())
         change = self._change(edit)
         # Once more, for those that were begun meanwhile: what they lost is sent again.
         _known, second = _adopt(known)
-        return replace(change, warnings=(*(first or second), *self._bleak()))
+        return replace(change, warnings=(*(first or second), *self._bleak(), *idle))
 
     def remove(self) -> Change:
         warnings: dict[Family, str] = {}
@@ -103,8 +104,7 @@ class IptablesBackend:
         found: list[Hole] = []
         for table in self._tables.values():
             table.refresh()
-            if HOLES in table.chains():
-                found += record.read_holes(table.entries(HOLES))
+            found += edits.holes(table)
         return found
 
     def state(self, plan: Plan | None = None) -> FirewallState:
@@ -135,7 +135,7 @@ class IptablesBackend:
         before = {}
         for family, table in self._tables.items():
             table.refresh()
-            before[family] = table.snapshot(is_own, INPUT, MAIN)
+            before[family] = table.snapshot(is_own, INPUT, ENTRANCES)
 
         def edit(table: FilterTable) -> bool:
             return edits.take_back(table, before[table.family])
@@ -145,7 +145,7 @@ class IptablesBackend:
 
         return take_back
 
-    def clear_out(self, doors: Mapping[str, frozenset[Port]]) -> list[Strange]:
+    def clear_out(self, doors: Mapping[str, frozenset[Opening]]) -> list[Strange]:
         gone: dict[Family, list[Strange]] = {}
 
         def edit(table: FilterTable) -> bool:
@@ -182,14 +182,15 @@ class IptablesBackend:
     def _change(self, edit: transaction.Edit) -> Change:
         return Change(changed=transaction.change(list(self._tables.values()), edit))
 
-    def _compare(self, edit: transaction.Edit) -> Change:
-        """Make the edit in memory alone and say what it would change."""
+    def _compare(self, wanted: dict[Family, Wanted]) -> Change:
+        """Make the edits in memory alone and say what they would change."""
         lines: list[str] = []
         for table in self._tables.values():
             table.refresh()
-            before = edits.saved(table)
-            edit(table)
-            after = edits.saved(table)
+            entrances = edits.entrances(table, wanted[table.family])
+            before = edits.saved(table, entrances)
+            edits.bring_to(table, wanted[table.family])
+            after = edits.saved(table, entrances)
             table.refresh()
             changed = [line for line in difflib.ndiff(before, after) if line[0] in "+-"]
             lines += [f"# {table.family}", *changed] if changed else []
@@ -207,7 +208,8 @@ def has_ipv6() -> bool:
 
 def _example(family: Family) -> Hole:
     source = ip_address("192.0.2.2" if family == "ipv4" else "2001:db8::2")
-    return Hole(door="example", source=source, ports=(Port(1), Port(1, "udp")), opened_at=0.0, closes_at=1.0)
+    opens = (Opening(Port(1)), Opening(Port(1, "udp")))
+    return Hole(door="example", source=source, opens=opens, opened_at=0.0, closes_at=1.0)
 
 
 def _adopt(known: frozenset[Session]) -> tuple[frozenset[Session], tuple[str, ...]]:

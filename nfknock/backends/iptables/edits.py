@@ -7,12 +7,23 @@ from dataclasses import dataclass, replace
 
 from nfknock.backends import Strange
 from nfknock.backends.iptables import layout, record
-from nfknock.backends.iptables.layout import FOUND, HOLES, INPUT, KNOCKS, MAIN, is_own
+from nfknock.backends.iptables.layout import (
+    ENTRANCES,
+    FORWARD,
+    FORWARD_HOLES,
+    FORWARDED,
+    FOUND,
+    HOLES,
+    INPUT,
+    KNOCKS,
+    MAIN,
+    is_own,
+)
 from nfknock.backends.xtables import binding
 from nfknock.backends.xtables.binding import Encoded
 from nfknock.backends.xtables.entry import Entry
 from nfknock.backends.xtables.table import FilterTable, Snapshot
-from nfknock.core.model import Family, Hole, Port
+from nfknock.core.model import Family, Hole, Opening
 from nfknock.core.plan import Plan
 from nfknock.errors import BackendError
 
@@ -22,7 +33,9 @@ class Wanted:
     """Our part of one family's table, as a plan has it, but for holes."""
 
     chains: dict[str, list[Encoded]]
-    jump: Encoded
+    jumps: dict[str, Encoded]
+    """By the built-in chain that they stand in."""
+    forwarded: frozenset[Opening]
     digest: str
 
     @classmethod
@@ -31,13 +44,24 @@ class Wanted:
         chains = layout.chains(plan, family)
         encoded = {chain: [binding.encode(family, spec) for spec in specs] for chain, specs in chains.items()}
         digest = layout.digest(plan, family)
-        return cls(encoded, binding.encode(family, layout.jump(digest)), digest)
+        jumps = {
+            chain: binding.encode(family, layout.jump(chain, digest))
+            for chain, target in ENTRANCES.items()
+            if target in chains
+        }
+        return cls(encoded, jumps, frozenset(layout.forwarded(plan, family)), digest)
+
+    @property
+    def hole_chains(self) -> tuple[str, ...]:
+        """The chains that holes stand in."""
+        return (HOLES, FORWARD_HOLES) if self.forwarded else (HOLES,)
 
 
 def bring_to(table: FilterTable, wanted: Wanted) -> bool:
     """Edit a table so that it holds our part; False if it did already."""
+    is_stale = _retire(table, wanted)
     chains = table.chains()
-    new = [name for name in (MAIN, HOLES, KNOCKS) if name not in chains]
+    new = [name for name in (*wanted.chains, *wanted.hole_chains) if name not in chains]
     if not set(FOUND.values()) & set(chains):
         new.append(FOUND[table.policy(INPUT)])
     for chain in new:
@@ -45,14 +69,38 @@ def bring_to(table: FilterTable, wanted: Wanted) -> bool:
     outdated = [chain for chain, rules in wanted.chains.items() if not table.holds(chain, rules)]
     for chain in outdated:
         table.fill(chain, (rule.entry for rule in wanted.chains[chain]))
-    entries = table.entries(INPUT)
-    misplaced = [entry.jump for entry in entries].count(MAIN) != 1 or not wanted.jump.equals(entries[0])
-    if misplaced:
-        table.set_jumps(INPUT, MAIN, [(0, wanted.jump.entry)])
+    misplaced = [chain for chain, jump in wanted.jumps.items() if not _is_on_top(table, chain, jump)]
+    for chain in misplaced:
+        table.set_jumps(chain, ENTRANCES[chain], [(0, wanted.jumps[chain].entry)])
     is_open = table.policy(INPUT) != "DROP"
     if is_open:
         table.set_policy(INPUT, "DROP")
-    return bool(new or outdated or misplaced or is_open)
+    return bool(is_stale or new or outdated or misplaced or is_open)
+
+
+def _retire(table: FilterTable, wanted: Wanted) -> bool:
+    """Take out what is forwarded no more; False if there was nothing."""
+    own = [name for name in (FORWARDED, FORWARD_HOLES) if name in table.chains()]
+    if own and not wanted.forwarded:
+        table.set_jumps(FORWARD, FORWARDED, ())
+        _delete_chains(table, own)
+        return True
+    # Nothing leads to them any more, so nobody is to read there that they are open.
+    holes = record.parts(table.entries(FORWARD_HOLES)) if FORWARD_HOLES in own else ()
+    closed = [entry for entry, hole in holes if not wanted.forwarded.issuperset(hole.opens)]
+    for entry in closed:
+        table.delete(FORWARD_HOLES, entry)
+    return bool(closed)
+
+
+def _is_on_top(table: FilterTable, chain: str, jump: Encoded) -> bool:
+    """Whether a built-in chain has this jump to our chain first of all, and no other."""
+    entries = table.entries(chain)
+    return len(_jumps(entries, chain)) == 1 and jump.equals(entries[0])
+
+
+def _jumps(entries: Iterable[Entry], chain: str) -> list[Entry]:
+    return [entry for entry in entries if entry.jump == ENTRANCES[chain]]
 
 
 def take_out(table: FilterTable) -> tuple[bool, str]:
@@ -61,12 +109,18 @@ def take_out(table: FilterTable) -> tuple[bool, str]:
     if not own:
         return False, ""
     warning = _restore_policy(table, [policy for policy, chain in FOUND.items() if chain in own])
-    table.set_jumps(INPUT, MAIN, ())
-    for chain in own:
-        table.fill(chain, ())
-    for chain in own:
-        table.delete_chain(chain)
+    for chain, target in ENTRANCES.items():
+        table.set_jumps(chain, target, ())
+    _delete_chains(table, own)
     return True, warning
+
+
+def _delete_chains(table: FilterTable, chains: Iterable[str]) -> None:
+    """Delete chains of ours, which may jump to each other."""
+    for chain in chains:
+        table.fill(chain, ())
+    for chain in chains:
+        table.delete_chain(chain)
 
 
 def _restore_policy(table: FilterTable, found: list[str]) -> str:
@@ -88,32 +142,58 @@ def is_bare(table: FilterTable) -> bool:
     return all(entry.jump == MAIN for entry in table.entries(INPUT))
 
 
+def holes(table: FilterTable) -> list[Hole]:
+    """Return the holes that stand in a table."""
+    return record.read_holes(entry for chain in _hole_chains(table) for entry in table.entries(chain))
+
+
+def _hole_chains(table: FilterTable) -> list[str]:
+    chains = table.chains()
+    return [chain for chain in (HOLES, FORWARD_HOLES) if chain in chains]
+
+
 def dig(table: FilterTable, holes: Iterable[Hole], now: float) -> list[Hole]:
     """Edit a table so that these holes are open; return them as they then stand."""
     if damage(table, None):
         raise BackendError("the firewall is not in place; run `nfknock apply` first")
     wanted = {hole.key: hole for hole in holes}
+    _check_guarded(table, {opening for hole in wanted.values() for opening in hole.opens if opening.to})
     sources = {hole.source.packed for hole in wanted.values()}
-    near = [entry for entry in table.entries(HOLES) if entry.packed_source in sources]
-    same = [(entry, part) for entry, part in record.parts(near) if part.key in wanted]
-    for entry, _part in same:
-        table.delete(HOLES, entry)
-    for older in record.read_holes(entry for entry, part in same if not part.is_expired(now)):
-        wanted[older.key] = wanted[older.key].renewed(older)
+    older: list[Entry] = []
+    for chain in _hole_chains(table):
+        near = [entry for entry in table.entries(chain) if entry.packed_source in sources]
+        same = [(entry, part) for entry, part in record.parts(near) if part.key in wanted]
+        for entry, _part in same:
+            table.delete(chain, entry)
+        older += [entry for entry, part in same if not part.is_expired(now)]
+    for hole in record.read_holes(older):
+        wanted[hole.key] = wanted[hole.key].renewed(hole)
     for hole in wanted.values():
-        for entry in record.entries_of(hole):
-            table.append(HOLES, entry)
+        for chain, entry in record.entries_of(hole):
+            table.append(chain, entry)
     return list(wanted.values())
+
+
+def _check_guarded(table: FilterTable, openings: set[Opening]) -> None:
+    """Raise BackendError where holes would lead to ports that the firewall does not guard: nothing leads to them."""
+    if not openings:
+        return
+    shut = [entry for entry in table.entries(FORWARDED) if entry.jump == "DROP"] if FORWARDED in table.chains() else []
+    known = {(entry.protocol, entry.destination_port(), entry.destination) for entry in shut}
+    for opening in sorted(openings, key=str):
+        if (opening.port.protocol, opening.port.number, opening.to) not in known:
+            raise BackendError(f"the firewall does not guard {opening} yet; run `nfknock apply` first")
 
 
 def fill_in(table: FilterTable, is_meant: Callable[[Hole], bool]) -> list[Hole]:
     """Edit a table so that the holes that are meant are gone; return them."""
-    if HOLES not in table.chains():
-        return []
-    mine = [entry for entry, hole in record.parts(table.entries(HOLES)) if is_meant(hole)]
-    for entry in mine:
-        table.delete(HOLES, entry)
-    return record.read_holes(mine)
+    gone: list[Entry] = []
+    for chain in _hole_chains(table):
+        mine = [entry for entry, hole in record.parts(table.entries(chain)) if is_meant(hole)]
+        for entry in mine:
+            table.delete(chain, entry)
+        gone += mine
+    return record.read_holes(gone)
 
 
 def damage(table: FilterTable, wanted: Wanted | None) -> list[str]:
@@ -121,82 +201,131 @@ def damage(table: FilterTable, wanted: Wanted | None) -> list[str]:
 
     Where another plan stands than the one that is asked about, it is nobody's damage.
     """
-    found = []
-    jumps = [entry for entry in table.entries(INPUT) if entry.jump == MAIN]
-    if not jumps:
-        found.append(f"{INPUT} does not jump to {MAIN}")
+    jumps = _jumps(table.entries(INPUT), INPUT)
+    if any(layout.read_digest(entry.comment()) != (wanted.digest if wanted else None) for entry in jumps):
+        wanted = None
+    found = [f"{INPUT} does not jump to {MAIN}"] if not jumps else []
     if table.policy(INPUT) != "DROP":
         found.append(f"the policy of {INPUT} is {table.policy(INPUT)}")
     chains = set(table.chains())
-    found += [f"the chain {chain} is gone" for chain in (MAIN, HOLES, KNOCKS) if chain not in chains]
-    is_other = any(layout.read_digest(entry.comment()) != (wanted.digest if wanted else None) for entry in jumps)
-    if wanted is not None and not is_other:
-        changed = (chain for chain, rules in wanted.chains.items() if chain in chains and not table.holds(chain, rules))
-        found += [f"the rules of {chain} were changed" for chain in changed]
-    elif MAIN in chains and not any(entry.jump == KNOCKS for entry in table.entries(MAIN)):
-        found.append(f"the rules of {MAIN} were changed")
+    is_forwarding = bool(wanted.forwarded if wanted else chains & {FORWARDED, FORWARD_HOLES})
+    if is_forwarding:
+        found += _damaged_entrance(table, wanted)
+    own = (MAIN, HOLES, KNOCKS, *((FORWARDED, FORWARD_HOLES) if is_forwarding else ()))
+    found += [f"the chain {chain} is gone" for chain in own if chain not in chains]
+    found += [
+        f"the rules of {chain} were changed" for chain in own if chain in chains and _differs(table, chain, wanted)
+    ]
     return [f"{table.family}: {what}" for what in found]
 
 
+def _damaged_entrance(table: FilterTable, wanted: Wanted | None) -> list[str]:
+    """Say what is wrong with the jump from FORWARD; its place counts where it is known what stands behind it.
+
+    A ban in front of INPUT's jump does no harm, as INPUT drops what nobody takes. FORWARD need not: what Docker puts
+    in front of our jump, whenever it starts, lets everybody in.
+    """
+    jumps = _jumps(table.entries(FORWARD), FORWARD)
+    if not any(wanted is None or wanted.jumps[FORWARD].equals(entry) for entry in jumps):
+        return [f"{FORWARD} does not jump to {FORWARDED}"]
+    if wanted and not wanted.jumps[FORWARD].equals(table.entries(FORWARD)[0]):
+        return [f"{FORWARD} has rules in front of its jump to {FORWARDED}"]
+    return []
+
+
+def _differs(table: FilterTable, chain: str, wanted: Wanted | None) -> bool:
+    """Whether a chain does not have the rules that it should, as far as it is known which."""
+    if chain in (HOLES, FORWARD_HOLES):
+        return False
+    if wanted is not None:
+        return not table.holds(chain, wanted.chains[chain])
+    needed = {MAIN: KNOCKS, FORWARDED: FORWARD_HOLES}.get(chain)
+    return needed is not None and not any(entry.jump == needed for entry in table.entries(chain))
+
+
 def put_back(table: FilterTable, wanted: Wanted, holes: Iterable[Hole]) -> list[Hole]:
-    """Edit a damaged table so that our part stands again, and of these holes those that are missing; return those."""
-    # Whoever flushes flushes everything. Where our rules stand, what the chain of the holes has is what there is.
-    is_flushed = HOLES not in table.chains() or not any(table.entries(chain) for chain in (HOLES, KNOCKS))
+    """Edit a damaged table so that our part stands again, and of these holes what is missing; return those."""
+    flushed = [chain for chain in wanted.hole_chains if _is_flushed(table, chain)]
     bring_to(table, wanted)
-    if not is_flushed:
-        return []
-    standing = {hole.key for hole in record.read_holes(table.entries(HOLES))}
-    missing = [hole for hole in holes if hole.key not in standing]
-    for hole in missing:
-        for entry in record.entries_of(hole):
-            table.append(HOLES, entry)
+    missing: list[Hole] = []
+    for hole in holes:
+        due = [each for each in hole.opens if each.to is None or each in wanted.forwarded]
+        lost = tuple(opening for opening in due if layout.holes_chain(opening) in flushed)
+        if lost:
+            # What is left of it has its counters still.
+            part = hole if lost == hole.opens else replace(hole, opens=lost, packets=0, bytes=0)
+            for chain, entry in record.entries_of(part):
+                table.append(chain, entry)
+            missing.append(hole)
     return missing
+
+
+def _is_flushed(table: FilterTable, chain: str) -> bool:
+    """Whether holes are missing from a chain; whoever flushes flushes everything.
+
+    Where our other rules stand, what the chain has is what there is.
+    """
+    beside = KNOCKS if chain == HOLES else FORWARDED
+    chains = table.chains()
+    return chain not in chains or not any(table.entries(each) for each in (chain, beside) if each in chains)
 
 
 def take_back(table: FilterTable, before: Snapshot) -> bool:
     """Edit a table so that our part is as it was; holes that were dug or filled in meanwhile are as they are now."""
     chains = dict(before.chains)
-    if HOLES in chains and HOLES in table.chains():
-        chains[HOLES] = tuple(table.entries(HOLES))
-    table.restore(replace(before, chains=chains), is_own, INPUT, MAIN)
+    for chain in _hole_chains(table):
+        if chain in chains:
+            chains[chain] = tuple(table.entries(chain))
+    table.restore(replace(before, chains=chains), is_own, INPUT, ENTRANCES)
     return True
 
 
-def clear_out(table: FilterTable, doors: Mapping[str, frozenset[Port]]) -> list[Strange]:
+def clear_out(table: FilterTable, doors: Mapping[str, frozenset[Opening]]) -> list[Strange]:
     """Edit a table so that every hole's rule is one that nfknock wrote for one of these doors; return those that go."""
-    if HOLES not in table.chains():
-        return []
-    parts = {id(entry): hole for entry, hole in record.parts(table.entries(HOLES))}
-    gone: list[Strange] = []
+    gone: dict[str, list[Entry]] = {}
     seen: set[object] = set()
-    for entry in table.entries(HOLES):
-        hole = parts.get(id(entry))
-        reason = _why_strange(entry, hole, doors, seen)
-        if reason:
-            table.delete(HOLES, entry)
-            gone.append(Strange(hole=hole, reason=reason if hole else f"{table.family}: {reason}"))
-    return gone
+    for chain in _hole_chains(table):
+        parts = {id(entry): hole for entry, hole in record.parts(table.entries(chain))}
+        for entry in table.entries(chain):
+            reason = _why_strange(chain, entry, parts.get(id(entry)), doors, seen)
+            if reason:
+                table.delete(chain, entry)
+                gone.setdefault(reason, []).append(entry)
+    strange: list[Strange] = []
+    for reason, entries in gone.items():
+        holes = record.read_holes(entries)
+        strange += [Strange(hole=hole, reason=reason) for hole in holes]
+        strange += [] if holes else [Strange(hole=None, reason=f"{table.family}: {reason}")]
+    return strange
 
 
-def _why_strange(entry: Entry, hole: Hole | None, doors: Mapping[str, frozenset[Port]], seen: set[object]) -> str:
-    """Say why a rule has no place among the holes, "" if it has."""
+def _why_strange(
+    chain: str, entry: Entry, hole: Hole | None, doors: Mapping[str, frozenset[Opening]], seen: set[object]
+) -> str:
+    """Say why a rule has no place in this chain of holes, "" if it has."""
     if hole is None:
-        return f"a rule in {HOLES} that is no hole was taken out"
+        return f"a rule in {chain} that is no hole was taken out"
     if hole.door not in doors:
         return "there is no such door any more"
-    if not set(hole.ports) <= doors[hole.door]:
+    if not doors[hole.door].issuperset(hole.opens):
         return "the door does not open that any more"
     [written] = record.encode(hole)
-    if not written.equals(entry):
+    if not written.equals(entry) or chain != layout.holes_chain(hole.opens[0]):
         return "its rule was edited"
-    if (hole.key, hole.ports) in seen:
+    if (hole.key, hole.opens) in seen:
         return "its rule stood twice"
-    seen.add((hole.key, hole.ports))
+    seen.add((hole.key, hole.opens))
     return ""
 
 
-def saved(table: FilterTable) -> list[str]:
-    """Our part of a table, and INPUT, in iptables-save notation without counters."""
+def saved(table: FilterTable, entrances: Iterable[str]) -> list[str]:
+    """Our part of a table, and these built-in chains, in iptables-save notation without counters."""
     chains = [name for name in table.chains() if is_own(name)]
-    heads = [f":{INPUT} {table.policy(INPUT)}", *(f":{name} -" for name in chains)]
-    return heads + [line for chain in (INPUT, *chains) for line in table.describe(chain)]
+    heads = [*(f":{name} {table.policy(name)}" for name in entrances), *(f":{name} -" for name in chains)]
+    return heads + [line for chain in (*entrances, *chains) for line in table.describe(chain)]
+
+
+def entrances(table: FilterTable, wanted: Wanted) -> list[str]:
+    """Return the built-in chains that have, or are to have, a jump of ours: of the others nothing need be read."""
+    chains = table.chains()
+    return [chain for chain, target in ENTRANCES.items() if chain in wanted.jumps or target in chains]

@@ -2,6 +2,10 @@
 
 INPUT jumps first of all to NFKNOCK: what every host needs, what is always open, then the holes, then the knocks.
 What none of them takes goes back to INPUT, to the host's own rules and in the end to its policy.
+
+Where a door opens a port on a host behind this one, FORWARD jumps first of all to NFKNOCK_FORWARD: sessions with these
+ports, then the holes, and everything else to these ports is dropped. FORWARD's policy is the host's, and what concerns
+none of these ports goes back there.
 """
 
 from __future__ import annotations
@@ -12,13 +16,18 @@ from hashlib import blake2s
 from ipaddress import ip_network
 
 from nfknock.backends.xtables.binding import Options, Spec
-from nfknock.core.model import Family, Port, Protocol, Rule
+from nfknock.core.model import Family, IPNetwork, Opening, Protocol, Rule, family_of
 from nfknock.core.plan import REJECT_MARK, Plan
 
 INPUT = "INPUT"
 MAIN = "NFKNOCK"
 HOLES = "NFKNOCK_HOLES"
 KNOCKS = "NFKNOCK_KNOCKS"
+FORWARD = "FORWARD"
+FORWARDED = "NFKNOCK_FORWARD"
+FORWARD_HOLES = "NFKNOCK_FORWARD_HOLES"
+# Which of our chains each built-in one jumps to.
+ENTRANCES = {INPUT: MAIN, FORWARD: FORWARDED}
 # An empty chain whose name keeps the policy that INPUT had before us. A rule's comment would be gone after `-F`, and
 # then the next `apply` would take our own DROP for the host's, and `remove` would lock everybody out.
 FOUND = {policy: f"NFKNOCK_FOUND_{policy}" for policy in ("ACCEPT", "DROP")}
@@ -26,9 +35,10 @@ FOUND = {policy: f"NFKNOCK_FOUND_{policy}" for policy in ("ACCEPT", "DROP")}
 # The multiport extension's limit.
 _PORTS_A_RULE = 15
 
-_OWN = frozenset((MAIN, HOLES, KNOCKS, *FOUND.values()))
+_OWN = frozenset((MAIN, HOLES, KNOCKS, FORWARDED, FORWARD_HOLES, *FOUND.values()))
 
-_JUMP_COMMENT = re.compile(r"nfknock: holes and knocks \(plan (?P<digest>[0-9a-f]{8})\)")
+_BEHIND = {INPUT: "holes and knocks", FORWARD: "forwarded services"}
+_JUMP_COMMENT = re.compile(r"nfknock: [a-z ]+ \(plan (?P<digest>[0-9a-f]{8})\)")
 
 
 def digest(plan: Plan, family: Family) -> str:
@@ -36,9 +46,12 @@ def digest(plan: Plan, family: Family) -> str:
     return blake2s(repr(chains(plan, family)).encode(), digest_size=4).hexdigest()
 
 
-def jump(digest: str) -> Spec:
-    """Return the jump from INPUT. It says which plan stands behind it: a rule that differs from that was changed."""
-    return Spec(jump=MAIN, matches=(("comment", (("comment", f"nfknock: holes and knocks (plan {digest})"),)),))
+def jump(chain: str, digest: str) -> Spec:
+    """Return the jump from a built-in chain.
+
+    It says which plan stands behind it: a rule that differs from that was changed.
+    """
+    return Spec(jump=ENTRANCES[chain], matches=(_comment(f"{_BEHIND[chain]} (plan {digest})"),))
 
 
 def read_digest(comment: str) -> str:
@@ -53,8 +66,19 @@ def is_own(chain: str) -> bool:
 
 
 def chains(plan: Plan, family: Family) -> dict[str, list[Spec]]:
-    """Return the rules of every chain but that of the holes."""
-    return {MAIN: list(_main(plan, family)), KNOCKS: list(_knocks(plan, family))}
+    """Return the rules of every chain but those of the holes."""
+    own = {MAIN: list(_main(plan, family)), KNOCKS: list(_knocks(plan, family))}
+    return {**own, FORWARDED: list(_forwarded(plan, family))} if forwarded(plan, family) else own
+
+
+def forwarded(plan: Plan, family: Family) -> tuple[Opening, ...]:
+    """Return the ports on hosts behind this one that are this family's to guard."""
+    return tuple(opening for opening in plan.forwarded if opening.to and family_of(opening.to) == family)
+
+
+def holes_chain(opening: Opening) -> str:
+    """Return the chain that holes of this kind stand in."""
+    return HOLES if opening.to is None else FORWARD_HOLES
 
 
 def _main(plan: Plan, family: Family) -> Iterator[Spec]:
@@ -75,7 +99,8 @@ def _cuts(plan: Plan) -> Iterator[Spec]:
     """
     protocols: tuple[Protocol, ...] = ("tcp", "udp")
     for protocol in protocols:
-        numbers = [port.number for port in plan.cut_ports if port.protocol == protocol]
+        here = [opening.port for opening in plan.cut if opening.to is None and opening.port.protocol == protocol]
+        numbers = sorted(port.number for port in here)
         for some in _portions(numbers):
             answers: tuple[str, Options] = ("conntrack", (("ctdir", "REPLY"),))
             yield Spec(
@@ -106,6 +131,48 @@ def _knocks(plan: Plan, family: Family) -> Iterator[Spec]:
             )
 
 
+def _forwarded(plan: Plan, family: Family) -> Iterator[Spec]:
+    guarded = forwarded(plan, family)
+    # By the tuple that is tracked and not by the packet's own head, so that what ICMP says of a session passes as well.
+    # A session that began unseen is first heard of from whoever speaks next, which may be the host behind.
+    for opening in guarded:
+        yield _sessions_spec(opening, "ctreplsrc")
+        # One that was cut would come back that way, as the host behind goes on sending.
+        yield _cut_spec(opening) if opening in plan.cut else _sessions_spec(opening, "ctorigsrc")
+    # Holes are looked at for packets to these ports alone: others that pass through here do not pay for them.
+    for verdict, what in ((FORWARD_HOLES, "forwarded holes"), ("DROP", "shut without a knock")):
+        for opening in guarded:
+            for interface in plan.interfaces or (None,):
+                yield Spec(
+                    jump=verdict,
+                    protocol=opening.port.protocol,
+                    destination=_destination(opening),
+                    interface=interface,
+                    matches=(*_transport(opening.port.protocol, None, (opening.port.number,)), _comment(what)),
+                )
+
+
+def _sessions_spec(opening: Opening, end: str) -> Spec:
+    options = (("ctstate", "ESTABLISHED,RELATED"), *_tracked(opening, end))
+    return Spec(jump="ACCEPT", matches=(("conntrack", options), _comment("forwarded sessions")))
+
+
+def _cut_spec(opening: Opening) -> Spec:
+    return Spec(
+        jump="DROP", matches=(("conntrack", _tracked(opening, "ctorigsrc")), _comment("sessions that were cut"))
+    )
+
+
+def _tracked(opening: Opening, end: str) -> Options:
+    """The match for sessions that have a port on a host behind this one at an end of the tuple that is tracked."""
+    port = opening.port
+    return (("ctproto", port.protocol), (end, str(opening.to)), (f"{end}port", str(port.number)))
+
+
+def _destination(opening: Opening) -> IPNetwork | None:
+    return None if opening.to is None else ip_network(opening.to)
+
+
 def _rejections(family: Family) -> Iterator[Spec]:
     unreachable = "icmp-port-unreachable" if family == "ipv4" else "icmp6-port-unreachable"
     mark: tuple[str, Options] = ("mark", (("mark", hex(REJECT_MARK)),))
@@ -134,13 +201,15 @@ def _spec(rule: Rule, family: Family) -> Spec:
     )
 
 
-def hole_spec(port: Port, source: str, comment: str, last_second: str | None) -> Spec:
-    """Return one rule of a hole: `port` for `source`, through the second `last_second` (ISO, UTC; None: no end)."""
+def hole_spec(opening: Opening, source: str, comment: str, last_second: str | None) -> Spec:
+    """Return one rule of a hole: `opening` for `source`, through the second `last_second` (ISO, UTC; None: no end)."""
+    port = opening.port
     ending: tuple[tuple[str, Options], ...] = (("time", (("datestop", last_second),)),) if last_second else ()
     return Spec(
         jump="ACCEPT",
         protocol=port.protocol,
         source=ip_network(source),
+        destination=_destination(opening),
         matches=((port.protocol, (("dport", str(port.number)),)), *ending, ("comment", (("comment", comment),))),
     )
 

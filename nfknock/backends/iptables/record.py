@@ -1,10 +1,10 @@
-"""How a hole stands in the firewall: one rule for each of its ports, all with one comment.
+"""How a hole stands in the firewall: one rule for each of its openings, all with one comment.
 
     nfknock hole ssh opened 2026-11-21T04:00:00.123Z closes 2026-11-21T04:00:30.123Z
 
-The source, the ports and the counters are read from the rules themselves, the rest from the comment. The rule's own
-end is a whole second that still counts (`--datestop T` ends at T + 1), so it is the last one that begins before the
-hole's end: the kernel closes by itself within the second after it.
+The source, the ports, the hosts behind and the counters are read from the rules themselves, the rest from the comment.
+The rule's own end is a whole second that still counts (`--datestop T` ends at T + 1), so it is the last one that begins
+before the hole's end: the kernel closes by itself within the second after it.
 """
 
 from __future__ import annotations
@@ -19,24 +19,25 @@ from nfknock.backends.iptables import layout
 from nfknock.backends.xtables import binding
 from nfknock.backends.xtables.binding import Encoded
 from nfknock.backends.xtables.entry import Entry
-from nfknock.core.model import Hole, IPAddress, Port, family_of
+from nfknock.core.model import Hole, IPAddress, Opening, Port, family_of
 
 _COMMENT = re.compile(r"nfknock hole (?P<door>\S+) opened (?P<opened>\S+) closes (?P<closes>\S+)")
 _NEVER = "never"
 
 
-def entries_of(hole: Hole) -> list[Entry]:
-    """Return the rules of a hole, ready to be added to its family's table."""
+def entries_of(hole: Hole) -> list[tuple[str, Entry]]:
+    """Return the rules of a hole, each with the chain of its family's table that it is to be added to."""
     first, *others = [rule.entry for rule in encode(hole)]
     # A renewed hole goes on counting; which of its rules had counted what is not worth a line.
-    return [first.with_counters(hole.packets, hole.bytes), *others]
+    entries = [first.with_counters(hole.packets, hole.bytes), *others]
+    return [(layout.holes_chain(opening), entry) for opening, entry in zip(hole.opens, entries, strict=True)]
 
 
 def encode(hole: Hole) -> list[Encoded]:
     """Return the rules of a hole, ready for comparing."""
     comment = f"nfknock hole {hole.door} opened {_instant(hole.opened_at)} closes {_instant(hole.closes_at)}"
-    family = family_of(hole.source)
-    specs = [layout.hole_spec(port, str(hole.source), comment, _last_second(hole.closes_at)) for port in hole.ports]
+    family, source, last_second = family_of(hole.source), str(hole.source), _last_second(hole.closes_at)
+    specs = [layout.hole_spec(opening, source, comment, last_second) for opening in hole.opens]
     return [binding.encode(family, spec) for spec in specs]
 
 
@@ -68,7 +69,7 @@ def parts(entries: Iterable[Entry]) -> Iterator[tuple[Entry, Hole]]:
             Hole(
                 door=match["door"],
                 source=entry.source,
-                ports=(Port(number, protocol),),
+                opens=(Opening(Port(number, protocol), entry.destination),),
                 opened_at=opened_at,
                 closes_at=closes_at,
                 packets=packets,
@@ -78,8 +79,8 @@ def parts(entries: Iterable[Entry]) -> Iterator[tuple[Entry, Hole]]:
 
 
 def _joined(known: Hole, other: Hole) -> Hole:
-    ports = known.ports + tuple(port for port in other.ports if port not in known.ports)
-    return replace(known, ports=ports, packets=known.packets + other.packets, bytes=known.bytes + other.bytes)
+    opens = known.opens + tuple(opening for opening in other.opens if opening not in known.opens)
+    return replace(known, opens=opens, packets=known.packets + other.packets, bytes=known.bytes + other.bytes)
 
 
 def _instant(at: float | None) -> str:

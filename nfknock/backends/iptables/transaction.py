@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from nfknock.backends.iptables.layout import INPUT, MAIN, is_own
+from nfknock.backends.iptables.layout import ENTRANCES, INPUT, is_own
 from nfknock.backends.xtables.lock import xtables_lock
 from nfknock.backends.xtables.table import FilterTable, Snapshot, TableChangedError
 from nfknock.core.model import Family
@@ -34,7 +34,7 @@ def _once(tables: Sequence[FilterTable], edit: Edit) -> bool:
     with xtables_lock():
         for table in tables:
             table.refresh()
-        before = {table.family: table.snapshot(is_own, INPUT, MAIN) for table in tables}
+        before = {table.family: table.snapshot(is_own, INPUT, ENTRANCES) for table in tables}
         edited = [table for table in tables if edit(table)]
         written: list[FilterTable] = []
         with _rolled_back(written, before):
@@ -54,18 +54,19 @@ def _rolled_back(written: list[FilterTable], before: dict[Family, Snapshot]) -> 
         yield
     except BaseException:
         for table in written:
-            table.restore(before[table.family], is_own, INPUT, MAIN)
+            table.restore(before[table.family], is_own, INPUT, ENTRANCES)
             table.commit()
         raise
 
 
 def _heads(table: FilterTable) -> dict[str, list[tuple[str, bytes]]]:
-    """What is compared before and after: of our rules, and our jumps in INPUT, where they go and their heads.
+    """What is compared before and after: of our rules and our jumps, where they go and their heads.
 
     Not the host's own rules: a tool that takes no lock may have changed them in between, which is its business.
     """
     own = {
         chain: [(entry.jump, entry.head) for entry in table.entries(chain)] for chain in table.chains() if is_own(chain)
     }
-    own[INPUT] = [(entry.jump, entry.head) for entry in table.entries(INPUT) if entry.jump == MAIN]
+    for chain, target in ENTRANCES.items():
+        own[chain] = [(entry.jump, entry.head) for entry in table.entries(chain) if entry.jump == target]
     return own

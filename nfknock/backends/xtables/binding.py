@@ -48,6 +48,7 @@ class Spec:
     jump: str
     protocol: str | None = None
     source: IPNetwork | None = None
+    destination: IPNetwork | None = None
     interface: str | None = None
     matches: tuple[tuple[str, Options], ...] = ()
     options: Options = ()
@@ -201,6 +202,8 @@ def _encode(family: Family, spec: Spec) -> Encoded:
         rule.protocol = spec.protocol
     if spec.source:
         rule.src = str(spec.source)
+    if spec.destination:
+        rule.dst = str(spec.destination)
     if spec.interface:
         _set_interface(family, rule, spec.interface)
     user_sizes: dict[str, int] = {}
@@ -251,9 +254,10 @@ def describe(chain: str, entry: Entry, *, is_extension: bool) -> str:
     buffer = ctypes.create_string_buffer(raw, len(raw))
     rule = _rule_class(entry.family)(kind.from_buffer(buffer), _NoChain)
     words = ["-A", chain]
-    source = ip_network(rule.src.lstrip("!"), strict=False)
-    if source.prefixlen:
-        words += [*(["!"] if rule.src.startswith("!") else []), "-s", str(source)]
+    for option, address in (("-s", rule.src), ("-d", rule.dst)):
+        network = ip_network(address.lstrip("!"), strict=False)
+        if network.prefixlen:
+            words += [*(["!"] if address.startswith("!") else []), option, str(network)]
     if rule.in_interface:
         words += ["-i", rule.in_interface]
     if rule.protocol not in ("all", "ip"):

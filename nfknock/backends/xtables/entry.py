@@ -61,6 +61,15 @@ class Entry:
         return ip_address(self.packed_source)
 
     @property
+    def destination(self) -> IPAddress | None:
+        """The destination address, without its mask; None for any."""
+        size = _LAYOUTS[self.family].address_size
+        # In this order: source, destination, mask of the source, mask of the destination.
+        if not any(self.raw[3 * size : 4 * size]):
+            return None
+        return ip_address(self.raw[size : 2 * size])
+
+    @property
     def protocol(self) -> Protocol | None:
         """tcp, udp or None for anything else."""
         number = struct.unpack_from("=H", self.raw, _LAYOUTS[self.family].protocol_at)[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +31,11 @@ class NoTableError(BackendError):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Some chains, and the head of another, as they were."""
+    """Some chains, a policy, and the jumps from built-in chains, as they were."""
 
     chains: dict[str, tuple[Entry, ...]]
     policy: str
-    jumps: tuple[tuple[int, Entry], ...]
+    jumps: dict[str, tuple[tuple[int, Entry], ...]]
 
 
 class FilterTable:
@@ -135,17 +135,26 @@ class FilterTable:
         for position, entry in jumps:
             self.insert(chain, entry, position)
 
-    def snapshot(self, is_own: Callable[[str], bool], chain: str, target: str) -> Snapshot:
-        """Remember the chains that are ours, and the built-in `chain`'s policy and jumps to `target`."""
+    def snapshot(self, is_own: Callable[[str], bool], guarded: str, entrances: Mapping[str, str]) -> Snapshot:
+        """Remember the chains that are ours, the policy of the chain `guarded`, and where built-in chains jump to ours.
+
+        `entrances` has, for each built-in chain, the one of ours that it jumps to.
+        """
         return Snapshot(
             chains={name: tuple(self.entries(name)) for name in self.chains() if is_own(name)},
-            policy=self.policy(chain),
-            jumps=tuple((at, entry) for at, entry in enumerate(self.entries(chain)) if entry.jump == target),
+            policy=self.policy(guarded),
+            jumps={
+                chain: tuple((at, entry) for at, entry in enumerate(self.entries(chain)) if entry.jump == target)
+                for chain, target in entrances.items()
+            },
         )
 
-    def restore(self, before: Snapshot, is_own: Callable[[str], bool], chain: str, target: str) -> None:
+    def restore(
+        self, before: Snapshot, is_own: Callable[[str], bool], guarded: str, entrances: Mapping[str, str]
+    ) -> None:
         """Edit the table so that what `snapshot` remembered is as it was; the caller commits."""
-        self.set_jumps(chain, target, ())
+        for chain, target in entrances.items():
+            self.set_jumps(chain, target, ())
         own = [name for name in self.chains() if is_own(name)]
         for name in own:
             self.fill(name, ())
@@ -157,8 +166,9 @@ class FilterTable:
                 self.create_chain(name)
         for name, entries in before.chains.items():
             self.fill(name, entries)
-        self.set_jumps(chain, target, before.jumps)
-        self.set_policy(chain, before.policy)
+        for chain, target in entrances.items():
+            self.set_jumps(chain, target, before.jumps[chain])
+        self.set_policy(guarded, before.policy)
 
     def holds(self, chain: str, rules: list[Encoded]) -> bool:
         """Whether a chain has exactly these rules, in this order."""
