@@ -29,11 +29,15 @@ class FakeBackend:
         self._fail()
         return []
 
-    def apply(self, plan: Plan, *, dry_run: bool = False) -> Change:
+    def stands(self) -> bool:
+        return self._plan is not None
+
+    def apply(self, plan: Plan, *, holes: Iterable[Hole] = (), dry_run: bool = False) -> Change:
         self._fail()
         changed = plan != self._plan
         if not dry_run:
             self._plan = plan
+            self._holes.update({hole.key: hole for hole in holes})
             self._holes = {key: hole for key, hole in map(self._guarded, self._holes.items()) if hole.opens}
         return Change(changed=changed, difference=("+ a plan",) if changed and dry_run else ())
 

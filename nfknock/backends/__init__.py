@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from nfknock.core.model import Family, Hole, IPAddress, Opening
-from nfknock.core.plan import Plan
+from nfknock.core.plan import BackendChoice, Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +62,14 @@ class Backend(Protocol):
     def probe(self) -> list[str]:
         """Find out whether this host can do it; return warnings, one line each."""
 
-    def apply(self, plan: Plan, *, dry_run: bool = False) -> Change:
-        """Bring the firewall to what the plan says, all families or none; holes stay."""
+    def stands(self) -> bool:
+        """Whether anything that this backend put in is in the firewall, damaged or not."""
+
+    def apply(self, plan: Plan, *, holes: Iterable[Hole] = (), dry_run: bool = False) -> Change:
+        """Bring the firewall to what the plan says, all families or none; holes stay.
+
+        `holes` are open from the same moment on: those that another backend had open before this one took over.
+        """
 
     def remove(self) -> Change:
         """Take out everything that `apply` and `open` put in and restore the policy that `apply` found."""
@@ -96,12 +102,12 @@ class Backend(Protocol):
         """Shut what is no hole of these doors (name and what it opens), or was edited; say what that was."""
 
 
-def make_backend(name: str) -> Backend:
-    """Return the backend of that name, as the configuration has it."""
-    match name:
+def make_backend(choice: BackendChoice) -> Backend:
+    """Return the backend that the configuration asks for."""
+    match choice.name:
         case "iptables":
             from nfknock.backends.iptables import IptablesBackend
 
             return IptablesBackend()
         case _:
-            raise ValueError(f"there is no backend {name!r}")
+            raise ValueError(f"there is no backend {choice.name!r}")

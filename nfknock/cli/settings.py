@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from nfknock.config import Config
     from nfknock.config.doors import Tolerated
     from nfknock.core.model import Door
-    from nfknock.core.plan import Plan
+    from nfknock.core.plan import BackendChoice, Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +49,12 @@ class Settings:
         return config
 
     @property
-    def backend(self) -> str:
+    def backend(self) -> BackendChoice:
         """The configured backend; without a configuration where one would be, the default one."""
+        from nfknock.core.plan import BackendChoice
+
         config = self._load_quietly()
-        return config.backend if config else "iptables"
+        return config.backend if config else BackendChoice()
 
     def plan(self) -> Plan | None:
         """What the firewall should hold, None without a configuration where one would be."""

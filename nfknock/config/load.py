@@ -13,7 +13,7 @@ from nfknock.config.doors import Tolerated, read_doors
 from nfknock.config.toml import parse_toml, read_file
 from nfknock.config.values import at, interface, network, path_beside, ports
 from nfknock.core.model import Door, Port, Rule
-from nfknock.core.plan import Plan, cut_openings, forwarded, knock_ports
+from nfknock.core.plan import BackendChoice, Plan, cut_openings, forwarded, knock_ports
 from nfknock.errors import ConfigError
 from nfknock.knockd import KnockdError, convert, looks_like_knockd
 
@@ -35,7 +35,7 @@ class Config:
     """A configuration that passed every check."""
 
     path: Path
-    backend: str
+    backend: BackendChoice
     reader: str
     repair: bool
     doors: tuple[Door, ...]
@@ -121,7 +121,7 @@ def _config(path: Path, raw: dict[str, Any], notes: tuple[str, ...], tolerates: 
     )
     return Config(
         path=path,
-        backend=firewall.backend,
+        backend=BackendChoice(name=firewall.backend),
         reader=reader.kind,
         repair=firewall.repair,
         doors=doors,

@@ -35,6 +35,19 @@ class Plan:
     cut: tuple[Opening, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendChoice:
+    """Which backend writes the firewall, and how it stands in the host.
+
+    `attach` is the base chain of the host's own ruleset ("FAMILY TABLE CHAIN") that the nftables backend stands in,
+    "" where it finds out by itself. `set_size` is how many holes a set holds, for backends that keep them in sets.
+    """
+
+    name: str = "iptables"
+    attach: str = ""
+    set_size: int = 65536
+
+
 def knock_ports(doors: Iterable[Door]) -> tuple[Port, ...]:
     """Every port that any door listens to, in a fixed order."""
     return tuple(sorted({port for door in doors for port in door.knock_ports}))

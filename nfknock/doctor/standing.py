@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from nfknock.backends import make_backend
 from nfknock.backends.iptables.backend import has_ipv6
 from nfknock.backends.xtables.lock import lock_path, xtables_lock
+from nfknock.core.plan import BackendChoice
 from nfknock.daemon.control import ask_daemon
 from nfknock.doctor.findings import Finding, Level, Patient
 from nfknock.errors import BackendError, DaemonError, LockHeldError, NfknockError
@@ -52,7 +53,7 @@ def is_in_place(check: str, patient: Patient) -> Iterator[Finding]:
         return
     config = patient.config
     try:
-        state = make_backend(config.backend if config else "iptables").state(config.plan if config else None)
+        state = make_backend(config.backend if config else BackendChoice()).state(config.plan if config else None)
     except NfknockError as exc:
         yield Finding(check, "fault", f"the firewall cannot be read: {exc}")
         return

@@ -30,7 +30,7 @@ def test_one_door_is_enough(tmp_path: Path) -> None:
     assert door.sequence == (Port(7101), Port(8203, "udp"), Port(9307))
     assert (door.opens, door.seq_timeout, door.open_timeout) == ((Opening(Port(22)),), 5.0, 30.0)
     assert (door.close_sequence, door.tcpflags, door.target) == ((), BARE_SYN, None)
-    assert (config.backend, config.reader) == ("iptables", "nfqueue")
+    assert (config.backend.name, config.reader) == ("iptables", "nfqueue")
     assert (config.plan.queue, config.plan.answer, config.plan.interfaces) == (5, "drop", ())
     assert config.plan.knock_ports == (Port(7101), Port(8203, "udp"), Port(9307))
 

@@ -267,3 +267,13 @@ def test_a_removed_firewall_is_repaired_with_its_holes(backend: Backend, hole: H
     assert backend.repair(PLAN, [hole]) == [hole]
     assert backend.holes() == [hole]
     assert backend.state(PLAN).applied
+
+
+def test_it_takes_over_what_another_had_open(backend: Backend, hole: Hole) -> None:
+    assert not backend.stands()
+    assert backend.apply(PLAN, holes=[hole]).changed
+    assert backend.stands()
+    assert backend.holes() == [hole]
+    assert not backend.apply(PLAN).changed
+    backend.remove()
+    assert not backend.stands()

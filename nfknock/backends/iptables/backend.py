@@ -49,11 +49,20 @@ class IptablesBackend:
             return ["IPv6 is switched off in this kernel: IPv4 alone is guarded"]
         return []
 
-    def apply(self, plan: Plan, *, dry_run: bool = False) -> Change:
+    def stands(self) -> bool:
+        for table in self._tables.values():
+            table.refresh()
+        return any(is_own(chain) for table in self._tables.values() for chain in table.chains())
+
+    def apply(self, plan: Plan, *, holes: Iterable[Hole] = (), dry_run: bool = False) -> Change:
         wanted = {family: Wanted.of(plan, family) for family in self._tables}
+        brought = tuple(holes)
 
         def edit(table: FilterTable) -> bool:
-            return edits.bring_to(table, wanted[table.family])
+            is_changed = edits.bring_to(table, wanted[table.family])
+            own = [hole for hole in brought if family_of(hole.source) == table.family]
+            edits.dig(table, own, self._clock())
+            return is_changed or bool(own)
 
         idle = tuple(forwarding.idle(opening.to for opening in plan.forwarded if opening.to))
         if dry_run:
