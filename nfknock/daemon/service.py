@@ -210,8 +210,10 @@ class Service:
         control.notify("READY=1")
 
     async def _take_up(self, config: Config) -> None:
-        if config.backend != self._config.backend or config.reader != self._config.reader:
-            raise NfknockError("another backend or reader needs a restart")
+        if config.reader != self._config.reader:
+            raise NfknockError("another reader needs a restart")
+        if config.backend != self._config.backend:
+            await self._firewall.exchange(lambda: make_backend(config.backend))
         await self._commands.prepare(config.doors)
         reader = self._reader
         if config.plan.queue != self._config.plan.queue:
