@@ -96,12 +96,12 @@ def test_it_survives_the_terminal(host: Lab) -> None:
     before = host.rules()
     master, slave = pty.openpty()
     process = host.bastion.start(
-        "setsid", "--ctty", *NFKNOCK, "apply", "--confirm", "3", stdin=slave, stdout=slave, stderr=slave
+        "setsid", "--ctty", *NFKNOCK, "apply", "--confirm", "8", stdin=slave, stdout=slave, stderr=slave
     )
     os.close(slave)
     wait_until(lambda: host.rules() != before, "it to be applied")
     os.close(master)
-    process.wait(10)
+    process.wait(20)
     assert host.rules() != before
     until_equal(host, before)
 

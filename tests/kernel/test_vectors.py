@@ -120,14 +120,15 @@ def test_16_two_behind_one_address_step_by_step(lab: Lab, bastion: str, client: 
 
 def test_17_fractions_of_a_second_count(lab: Lab) -> None:
     daemon = ready(lab)
-    lab.knock(BASTION4, "7000", "8000")
-    lab.knock(BASTION6, "7000", "8000")
-    time.sleep(4.1)
-    lab.knock(BASTION4, "9000")
-    daemon.wait_for(f"{CLIENT4}: ssh: opened 22/tcp")
-    time.sleep(0.95)
-    lab.knock(BASTION6, "9000")
-    assert opened(daemon) == 1
+    with Hand(lab, BASTION4) as in_time, Hand(lab, BASTION6) as late:
+        in_time.knock(7000, 8000)
+        late.knock(7000, 8000)
+        time.sleep(4.1)
+        in_time.knock(9000)
+        time.sleep(0.95)
+        late.knock(9000)
+        daemon.wait_for(f"{CLIENT4}: ssh: opened 22/tcp")
+        assert opened(daemon) == 1
     assert f"{CLIENT6}: ssh: sequence timeout (stage 2)" in daemon.lines
 
 
