@@ -10,8 +10,8 @@ from pathlib import Path
 from nfknock.core.model import PROTOCOL_NUMBERS, Port, Protocol
 from nfknock.host import legacy
 from nfknock.host.extensions import Match
-from nfknock.host.netlink import number, text
 from nfknock.host.nftread import Expression, Ruleset, value
+from nfknock.netlink import number, text
 
 _DNAT = 1
 _LOOPBACK = 127

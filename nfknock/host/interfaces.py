@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from nfknock.core.model import IPAddress
-from nfknock.host.netlink import ROUTE, ask, attribute, attributes
+from nfknock.netlink import ROUTE, ask, attribute, attributes
 
 _RTM_GETROUTE = 26
 _SOURCE_ATTRIBUTE, _TARGET_ATTRIBUTE, _OUT_ATTRIBUTE = 2, 1, 4

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from nfknock.host.extensions import PASSING, REFUSING, Match
-from nfknock.host.netlink import number, text
 from nfknock.host.nftread import Chain, Element, Expression, Key, Rule, Ruleset, Set, value, verdict
 from nfknock.host.probe import Answer, Field, Probe, every, negate, some
 from nfknock.host.registers import Registers, conntrack, fib, meta, payload, swapped
 from nfknock.host.walk import Kind, Step, Walk
+from nfknock.netlink import number, text
 
 Fate = Literal["drops", "may drop"]
 

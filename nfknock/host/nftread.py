@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nfknock.host.modules import is_there
-from nfknock.host.netlink import NETFILTER, InterruptedDumpError, ask, attribute, attributes, number, text
+from nfknock.netlink import NETFILTER, InterruptedDumpError, ask, attribute, attributes, number, text
 
 _SUBSYSTEM = 10 << 8
 _GET_TABLE, _GET_CHAIN, _GET_RULE, _GET_SET, _GET_ELEMENTS = 1, 4, 7, 10, 13

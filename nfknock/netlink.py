@@ -1,4 +1,4 @@
-"""The kernel's netlink as far as looking needs it: a question, its answers, their attributes.
+"""The kernel's netlink, as far as looking at long lists needs it: a question, its answers, their attributes.
 
 pyroute2 gives every attribute an object of its own; a host with ten thousand rules would wait for seconds.
 """
