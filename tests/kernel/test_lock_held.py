@@ -91,11 +91,15 @@ def test_knocks_wait_for_a_lock_that_is_held(lab: Lab, answer: str) -> None:
         assert delivered(lab.bastion) == before, "a knock was let through"
         assert not [line for line in daemon.lines if "not opened" in line or "closed after" in line]
         time.sleep(max(0.0, held_at + HELD - time.monotonic()))
+        kept_until = time.time()
     free_at = time.monotonic()
     daemon.wait_for(": ssh: opened", count=SOURCES)
     daemon.wait_for(": ssh: closed", count=len(go))
     say(f"{answer}: all done {time.monotonic() - free_at:.2f} s after the lock was free")
-    assert {rule.source for rule in owned_holes(lab.rules(), DOORS, sources)} == set(come)
+    opened = {rule.source: rule.closes_at for rule in owned_holes(lab.rules(), DOORS, sources)}
+    assert opened.keys() == set(come)
+    # Whoever kept the lock has shortened nobody's time.
+    assert all(closes_at and closes_at >= kept_until + 59.9 for closes_at in opened.values()), (opened, kept_until)
     assert all(reaches(lab, source) for source in come)
     assert all(is_shut(lab, source) for source in go)
     counters = status(lab)[1]["daemon"]
