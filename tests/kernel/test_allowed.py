@@ -17,7 +17,7 @@ MORE = 20
 TCP, UDP = Port(8443), Port(5000, "udp")
 _FORCED_RECEIVE_BUFFER = 33  # SO_RCVBUFFORCE, which Python does not name
 _BUFFER = 1 << 23
-_PAUSE = 0.002
+_PAUSE = 0.0005
 
 DOOR = """
 [doors.ssh]
