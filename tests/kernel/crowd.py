@@ -39,6 +39,8 @@ _HOLE = re.compile(
     r"(?:-m time --datestop \S+ )?"
     r'-m comment --comment "nfknock hole (?P<door>\S+) opened \S+ closes (?P<closes>\S+)" -j ACCEPT'
 )
+_FORCED_RECEIVE_BUFFER = 33  # SO_RCVBUFFORCE, which Python does not name
+_BUFFER = 1 << 23
 _ANSWER_TIMEOUT = 0.2
 _UNANSWERED = 3
 _MOST_IPV4 = 2 * 230
@@ -108,6 +110,15 @@ def beside(*works: Callable[[threading.Event], None]) -> Iterator[None]:
             thread.join()
     if failures:
         raise failures[0]
+
+
+def widen(end: socket.socket) -> None:
+    """Give a socket room for what comes while this process is held up: as much as it may have."""
+    try:
+        end.setsockopt(socket.SOL_SOCKET, _FORCED_RECEIVE_BUFFER, _BUFFER)
+    except PermissionError:
+        # An ordinary user, in whatever namespace, gets what everybody gets.
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
 
 
 def segments(host: Host) -> dict[str, int]:

@@ -9,14 +9,12 @@ import socket
 import threading
 
 from nfknock.core.model import Port
-from tests.kernel.crowd import beside, hit, say, segments
+from tests.kernel.crowd import beside, hit, say, segments, widen
 from tests.lab import CLIENT4, CLIENT6, Lab, wait_until
 
 ROUNDS = 50 if "NFKNOCK_TEST_ALL" in os.environ else 6
 MORE = 20
 TCP, UDP = Port(8443), Port(5000, "udp")
-_FORCED_RECEIVE_BUFFER = 33  # SO_RCVBUFFORCE, which Python does not name
-_BUFFER = 1 << 23
 _PAUSE = 0.0005
 
 DOOR = """
@@ -45,7 +43,7 @@ class Newcomers:
         self._taken = 0
         # Nobody listens for TCP: a refusal ends a connection with its first packet.
         self._listener = lab.bastion.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-        self._listener.setsockopt(socket.SOL_SOCKET, _FORCED_RECEIVE_BUFFER, _BUFFER)
+        widen(self._listener)
         self._listener.bind(("::", UDP.number))
         self._listener.settimeout(0)
 

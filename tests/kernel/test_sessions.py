@@ -18,15 +18,13 @@ from collections.abc import Iterator
 from functools import partial
 
 from nfknock.core.model import Port
-from tests.kernel.crowd import beside, hit, put_foreign_rules, say, segments
+from tests.kernel.crowd import beside, hit, put_foreign_rules, say, segments, widen
 from tests.lab import BASTION4, BASTION6, CLIENT4, CLIENT6, Daemon, Lab, wait_until
 
 ROUNDS = 50 if "NFKNOCK_TEST_ALL" in os.environ else 6
 ALLOWED = {"tcp": 8443, "udp": 5000}
 BEHIND_A_HOLE = {"tcp": 22, "udp": 2222}
 SEQUENCE = (Port(7101), Port(8203, "udp"))
-_FORCED_RECEIVE_BUFFER = 33  # SO_RCVBUFFORCE, which Python does not name
-_BUFFER = 1 << 23
 _SIZE = 8
 _PAUSE = 0.002
 
@@ -62,7 +60,7 @@ class Session:
         listener = lab.bastion.socket(family, how)
         listener.bind((bastion, port))
         for one in (self.client, listener):
-            one.setsockopt(socket.SOL_SOCKET, _FORCED_RECEIVE_BUFFER, _BUFFER)
+            widen(one)
         if self._is_tcp:
             listener.listen()
             self.client.connect((bastion, port))
