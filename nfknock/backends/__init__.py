@@ -84,7 +84,8 @@ class Backend(Protocol):
     def open(self, holes: Iterable[Hole]) -> list[Hole]:
         """Let sources in, until each hole's end; return the holes as they stand.
 
-        One that stands already keeps its opening time and gets the later end.
+        One that stands already keeps its opening time and gets the later end. One that has to wait until it can be
+        written begins, and ends, so much later.
         """
 
     def close(self, holes: Iterable[tuple[str, IPAddress]]) -> list[Hole]:

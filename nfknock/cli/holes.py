@@ -39,7 +39,10 @@ def open_(settings: Settings, door: str, source: str, duration: str | None) -> N
         closes_at=now + seconds if seconds else None,
     )
     [standing] = make_backend(config.backend).open([hole])
-    end = "until it is closed" if standing.closes_at is None else f"for {format_duration(standing.closes_at - now)}"
+    begins_at = max(now, standing.opened_at)
+    end = (
+        "until it is closed" if standing.closes_at is None else f"for {format_duration(standing.closes_at - begins_at)}"
+    )
     click.echo(f"{address}: {door}: opened {', '.join(map(str, standing.opens))} {end}")
 
 

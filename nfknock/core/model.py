@@ -257,6 +257,11 @@ class Hole:
         """Whether its time is over at `now` (epoch seconds)."""
         return self.closes_at is not None and self.closes_at <= now
 
+    def put_off(self, seconds: float) -> Hole:
+        """This hole if it is opened so much later: it lasts as long."""
+        closes_at = None if self.closes_at is None else self.closes_at + seconds
+        return replace(self, opened_at=self.opened_at + seconds, closes_at=closes_at)
+
     def renewed(self, older: Hole) -> Hole:
         """This hole where `older` stands already: opened when that was, open until the later of both deadlines."""
         ends = (self.closes_at, older.closes_at)

@@ -182,10 +182,12 @@ class Firewall:
                 logs.log.error("%s: %s: not opened: %s", hole.source, hole.door, exc)
         else:
             self._holes.update({hole.key: hole for hole in standing})
+            written_at = self._clock()
             for hole in standing:
-                self._ends.renew(hole, now, wanted[hole.key][0].open_timeout)
-                is_new = hole.opened_at == now
-                logs.log.info(logs.opened(hole, now, is_new=is_new))
+                self._ends.renew(hole, written_at, wanted[hole.key][0].open_timeout)
+                # Not before, nor later, as what was opened before the clock was set back: that one is renewed.
+                is_new = now <= hole.opened_at <= written_at
+                logs.log.info(logs.opened(hole, hole.opened_at if is_new else now, is_new=is_new))
                 self.opened += is_new
             self._look_again(standing)
 

@@ -7,14 +7,16 @@ import re
 import select
 import socket
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 from nfknock.core.model import Port
-from tests.lab import BASTION4, BASTION6, Lab
+from tests.lab import BASTION4, BASTION6, Host, Lab
 
 # Rules and chains of the host's own, which nfknock finds and leaves. The policies differ: `remove` has to know them.
 FOREIGN = """*filter
@@ -37,27 +39,33 @@ _HOLE = re.compile(
     r"(?:-m time --datestop \S+ )?"
     r'-m comment --comment "nfknock hole (?P<door>\S+) opened \S+ closes (?P<closes>\S+)" -j ACCEPT'
 )
+_FORCED_RECEIVE_BUFFER = 33  # SO_RCVBUFFORCE, which Python does not name
+_BUFFER = 1 << 23
 _ANSWER_TIMEOUT = 0.2
 _UNANSWERED = 3
+_MOST_IPV4 = 2 * 230
 
 
 def say(text: str) -> None:
     """Print figures and seeds: pytest shows them when a test fails, and always with -s."""
     sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
 
 
-def put_foreign_rules(lab: Lab) -> None:
+def put_foreign_rules(lab: Lab, *, policy6: str = "DROP") -> None:
     """Let the bastion have rules of its own, in both families."""
     for command, policy, stranger in (
         ("iptables-legacy-restore", "ACCEPT", "198.51.100.7"),
-        ("ip6tables-legacy-restore", "DROP", "2001:db8:7::7"),
+        ("ip6tables-legacy-restore", policy6, "2001:db8:7::7"),
     ):
         lab.bastion.run(command, stdin=FOREIGN.format(policy=policy, stranger=stranger))
 
 
 def move_in(lab: Lab, count: int) -> list[str]:
     """Give the client's host so many addresses more, of both families in turn, and return them."""
-    sources = [f"192.0.2.{20 + n // 2}" if n % 2 == 0 else f"2001:db8::{0x1000 + n:x}" for n in range(count)]
+    sources = [
+        f"192.0.2.{20 + n // 2}" if n % 2 == 0 and n < _MOST_IPV4 else f"2001:db8::{0x1000 + n:x}" for n in range(count)
+    ]
     lines = [
         f"addr add {source}/64 dev c0 nodad preferred_lft 0" if ":" in source else f"addr add {source}/24 dev c0"
         for source in sources
@@ -77,6 +85,66 @@ def hit(source: str, sequence: Iterable[Port]) -> None:
                 knock.sendto(b"x", (bastion, port.number))
             else:
                 knock.connect_ex((bastion, port.number))
+
+
+@contextlib.contextmanager
+def beside(*works: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Let each work in a thread of its own, until the block ends and sets its event. One that fails, fails the test."""
+    enough = threading.Event()
+    failures: list[BaseException] = []
+
+    def run(work: Callable[[threading.Event], None]) -> None:
+        try:
+            work(enough)
+        except BaseException as exc:  # noqa: BLE001  (raised again below)
+            failures.append(exc)
+
+    threads = [threading.Thread(target=run, args=(work,), daemon=True) for work in works]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        enough.set()
+        for thread in threads:
+            thread.join()
+    if failures:
+        raise failures[0]
+
+
+def widen(end: socket.socket) -> None:
+    """Give a socket room for what comes while this process is held up: as much as it may have."""
+    try:
+        end.setsockopt(socket.SOL_SOCKET, _FORCED_RECEIVE_BUFFER, _BUFFER)
+    except PermissionError:
+        # An ordinary user, in whatever namespace, gets what everybody gets.
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+
+
+def segments(host: Host) -> dict[str, int]:
+    """Return how many TCP segments a host has sent, received and sent again, of both families.
+
+    Received are those alone that the firewall let in.
+    """
+    found = _counters(host)
+    return {"sent": found["TcpOutSegs"], "received": found["TcpInSegs"], "repeated": found["TcpRetransSegs"]}
+
+
+def delivered(host: Host) -> int:
+    """Return how many TCP segments and UDP datagrams the firewall has let in, of both families."""
+    found = _counters(host)
+    datagrams = ("UdpInDatagrams", "UdpNoPorts", "Udp6InDatagrams", "Udp6NoPorts")
+    return found["TcpInSegs"] + sum(found[name] for name in datagrams)
+
+
+def _counters(host: Host) -> dict[str, int]:
+    there = Path(f"/proc/{host.pid}/net")
+    found: dict[str, int] = {}
+    lines = iter((there / "snmp").read_text().splitlines())
+    for names, values in zip(lines, lines, strict=True):
+        kind, *each = names.replace(":", "").split()
+        found |= {kind + name: int(value) for name, value in zip(each, values.split()[1:], strict=True)}
+    return found | {name: int(value) for name, value in map(str.split, (there / "snmp6").read_text().splitlines())}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import BASTION4, CLIENT4, CLIENT6, NFKNOCK, Lab
+from tests.lab import BASTION4, BASTION6, CLIENT4, CLIENT6, NFKNOCK, Daemon, Host, Lab
 
 DOOR = '[doors.ssh]\nsequence = ["7101", "8203/udp", "9307"]\nopen = ["22/tcp"]\n'
 LACKING = [sys.executable, "-m", "tests.kernel.seccomp"]
@@ -143,16 +144,34 @@ def test_a_runtime_directory_that_cannot_be_made(host: Lab) -> None:
     assert "creating /proc/nfknock/daemon-" in fails(host, *NFKNOCK, "run")
 
 
-def test_a_daemon_in_another_namespace_is_another_one(host: Lab) -> None:
-    host.nfknock("apply")
-    host.daemon()
-    host.client.run(*NFKNOCK, "apply")
-    other = host.client.start(*NFKNOCK, "run", stderr=subprocess.PIPE)
-    assert other.stderr is not None
-    assert other.stderr.readline() == "ready\n"
-    other.send_signal(signal.SIGTERM)
-    other.communicate()
-    assert other.returncode == 0
+def test_daemons_in_two_namespaces_do_not_meet(host: Lab) -> None:
+    """They share the machine, its directories, configuration and queue number, and nothing that counts."""
+
+    def knock(knocker: Host, target: str) -> None:
+        knocker.run(*NFKNOCK, "knock", target, "7101", "8203:udp", "9307")
+
+    def report(of: Host) -> tuple[int, int, list[str]]:
+        said = json.loads(of.run(*NFKNOCK, "status", "--json").stdout)
+        return said["daemon"]["pid"], said["daemon"]["knocks"], [hole["source"] for hole in said["holes"]]
+
+    for each in (host.bastion, host.client):
+        each.run(*NFKNOCK, "apply")
+    with Daemon(host.bastion) as one, Daemon(host.client) as other:
+        knock(host.client, BASTION4)
+        one.wait_for("opened 22/tcp")
+        assert report(host.bastion) == (one.process.pid, 3, [CLIENT4])
+        assert report(host.client) == (other.process.pid, 0, [])
+        knock(host.bastion, CLIENT6)
+        other.wait_for("opened 22/tcp")
+        assert report(host.bastion) == (one.process.pid, 3, [CLIENT4])
+        assert report(host.client) == (other.process.pid, 3, [BASTION6])
+        other.signal(signal.SIGTERM)
+        assert other.process.wait(20) == 0
+        host.client.run(*NFKNOCK, "remove")
+        assert report(host.bastion) == (one.process.pid, 3, [CLIENT4])
+        knock(host.client, BASTION6)
+        one.wait_for("opened 22/tcp", count=2)
+        assert not [line for line in one.lines if BASTION6 in line]
 
 
 def test_open_before_apply(host: Lab) -> None:
