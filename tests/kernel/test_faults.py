@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import BASTION4, BASTION6, CLIENT4, CLIENT6, NFKNOCK, Daemon, Host, Lab
+from tests.setting import only_for
 
 DOOR = '[doors.ssh]\nsequence = ["7101", "8203/udp", "9307"]\nopen = ["22/tcp"]\n'
 LACKING = [sys.executable, "-m", "tests.kernel.seccomp"]
@@ -47,6 +48,7 @@ def test_without_privileges(host: Lab, command: list[str]) -> None:
     assert "permission denied; run this as root" in line
 
 
+@only_for("nfqueue")
 def test_a_daemon_without_privileges(host: Lab) -> None:
     host.nfknock("apply")
     line = fails(host, *POWERLESS, *NFKNOCK, "run")
@@ -100,6 +102,7 @@ def test_a_lock_that_somebody_keeps(host: Lab, command: list[str]) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+@only_for("nfqueue")
 def test_a_queue_that_somebody_has(host: Lab) -> None:
     host.nfknock("apply")
     code = (
