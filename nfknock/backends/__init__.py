@@ -105,9 +105,9 @@ class Backend(Protocol):
 def make_backend(choice: BackendChoice) -> Backend:
     """Return the backend that the configuration asks for."""
     match choice.name:
-        case "iptables":
+        case "iptables" | "ipset":
             from nfknock.backends.iptables import IptablesBackend
 
-            return IptablesBackend()
+            return IptablesBackend(choice=choice)
         case _:
             raise ValueError(f"there is no backend {choice.name!r}")
