@@ -73,7 +73,10 @@ class SetStore:
                 table.fill(chain, (rule.entry for rule in rules))
                 is_changed = True
             members = self._sets.members(listed)
-            for name, head in self._sets.heads().items():
+            heads = self._sets.heads()
+            # What is missing by now is made when it is needed.
+            self._sets.used -= {name for name in self._sets.used - heads.keys() if name.startswith(f"{listed}-")}
+            for name, head in heads.items():
                 if not name.startswith(f"{listed}-"):
                     continue
                 if name not in members:
