@@ -45,6 +45,7 @@ class Service:
         self._commands = CommandRunner()
         self._spender = Spender(self._find, self._let_in, self._follow)
         self._gate = logs.Gate()
+        self._losses = logs.Losses()
         self._started_at = time.time()
         self._reload_asked = asyncio.Event()
         self._ended: asyncio.Future[None]
@@ -181,6 +182,7 @@ class Service:
             for command in self._tracker.expire(now):
                 self._do(command, now)
             self._gate.summarise(now)
+            self._losses.say(self._reader.count_lost(), now)
 
     def _ask_for_reload(self) -> None:
         self._reload_asked.set()
