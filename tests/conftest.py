@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 from tests.lab import Lab, can_make_namespaces, own_namespace
+from tests.setting import CHOSEN, Setting
 
 # A machine that is busy for a moment is no failure. `script/test --all` looks much further.
 _LONG = "NFKNOCK_TEST_ALL" in os.environ
@@ -40,9 +41,15 @@ def namespace(kernel: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
-def lab(kernel: None, tmp_path: Path) -> Iterator[Lab]:
+def setting() -> Setting:
+    """Which backend and reader configurations get that do not say."""
+    return CHOSEN
+
+
+@pytest.fixture
+def lab(kernel: None, tmp_path: Path, setting: Setting) -> Iterator[Lab]:
     """A bastion and a client, joined by a cable."""
-    made = Lab(tmp_path)
+    made = Lab(tmp_path, setting)
     yield made
     made.stop()
 

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.setting import CHOSEN, Setting
+
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNET = 0x40000000
 
@@ -119,8 +121,9 @@ class Host:
 class Lab:
     """A bastion and a client, both families, and the programs on them."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, setting: Setting = CHOSEN) -> None:
         self.directory = directory
+        self.setting = setting
         self.config = directory / "nfknock.toml"
         environment = {
             "XTABLES_LOCKFILE": str(directory / "xtables.lock"),
@@ -171,8 +174,8 @@ class Lab:
         return True
 
     def configure(self, text: str) -> None:
-        """Write the bastion's configuration."""
-        self.config.write_text(text)
+        """Write the bastion's configuration, with the backend and the reader of these tests if it names none."""
+        self.config.write_text(self.setting.put_into(text))
         self.config.chmod(0o600)
 
     def nfknock(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -47,3 +47,14 @@ def test_a_flood_is_a_few_lines_and_a_number(caplog: pytest.LogCaptureFixture) -
     left_out = [int(record.getMessage().split()[0]) for record in caplog.records if "left out" in record.getMessage()]
     assert len(left_out) == 3
     assert sum(left_out) > 20_000
+
+
+def test_losses_are_said_at_once_and_then_now_and_again(caplog: pytest.LogCaptureFixture) -> None:
+    losses = logs.Losses()
+    losses.say(0, 1)
+    for second in range(1, 32):
+        losses.say(second * 100, second)
+    assert [int(record.getMessage().split()[0]) for record in caplog.records] == [100, 1000, 1000, 1000]
+    losses.say(3100, 100)
+    losses.say(7, 200)
+    assert caplog.messages[-1] == "7 packets were lost: they came faster than they are read", "of another reader"

@@ -6,24 +6,31 @@ contract suite (tests/kernel/test_backend_contract.py). CONTRIBUTING.md walks th
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from nfknock.core.model import Family, Hole, IPAddress, Opening
 from nfknock.core.plan import BackendChoice, Plan
+from nfknock.errors import NfknockError
+
+NAMES = ("iptables", "ipset")
+DEFAULT = "iptables"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
     """What `apply` or `remove` did, or would do.
 
-    `difference` is in the backend's own notation, `-` and `+`; `warnings` are lines for the administrator.
+    `difference` is in the backend's own notation, `-` and `+`; `warnings` are lines for the administrator; `replaced`
+    are the backends that this one took over from.
     """
 
     changed: bool
     difference: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +110,19 @@ class Backend(Protocol):
 
 
 def make_backend(choice: BackendChoice) -> Backend:
-    """Return the backend that the configuration asks for."""
+    """Return the backend that the configuration asks for, ready to take over from any other.
+
+    "auto" is the one that stands in the firewall, else the default one. Raises NfknockError where it cannot work here.
+    """
+    from nfknock.backends.succession import Succession
+
+    name = choice.name
+    if name == "auto":
+        name = next((each.name for each in _others(choice) if each.stands()), DEFAULT)
+    return Succession(_make(replace(choice, name=name)), lambda: _others(replace(choice, name=name)))
+
+
+def _make(choice: BackendChoice) -> Backend:
     match choice.name:
         case "iptables" | "ipset":
             from nfknock.backends.iptables import IptablesBackend
@@ -111,3 +130,13 @@ def make_backend(choice: BackendChoice) -> Backend:
             return IptablesBackend(choice=choice)
         case _:
             raise ValueError(f"there is no backend {choice.name!r}")
+
+
+def _others(choice: BackendChoice) -> list[Backend]:
+    """Return every backend but the chosen one that can work here, and so may be standing."""
+    made = []
+    for name in NAMES:
+        if name != choice.name:
+            with contextlib.suppress(NfknockError):
+                made.append(_make(replace(choice, name=name)))
+    return made

@@ -16,6 +16,7 @@ from nfknock.cli.settings import Settings, duration_of, pass_settings, warn
 from nfknock.config import Config, read
 from nfknock.daemon import control, guard
 from nfknock.daemon.trial import Trial
+from nfknock.doctor.choice import choose
 from nfknock.errors import ConfigError, NfknockError
 
 _LONGEST_TRIAL = 86400.0
@@ -37,7 +38,11 @@ def apply(settings: Settings, dry_run: bool, confirm: str | None, force: bool, a
         content = _counting(settings, content, dry_run=dry_run)
     # A guard with a door that stays shut is better than no guard.
     config = settings.load(content, tolerates="anything")
-    backend = make_backend(config.backend)
+    choice, why = choose(config)
+    if config.backend != choice:
+        click.echo(f"the backend is {choice.name}: {why}", err=True)
+    config = replace(config, backend=choice)
+    backend = make_backend(choice)
     warnings = backend.probe()
     warnings += refuse_or_warn(config, backend, force=force, dry_run=dry_run, as_json=as_json)
     if settings.is_verbose and not (dry_run or as_json):
@@ -76,6 +81,9 @@ def _counting(settings: Settings, content: bytes, *, dry_run: bool) -> bytes:
 def _apply(backend: Backend, config: Config) -> Change:
     change = backend.apply(config.plan)
     control.note_removed(removed=False)
+    if change.replaced:
+        # It would look for what is there no more.
+        control.reload_daemon()
     return change
 
 

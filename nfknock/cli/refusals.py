@@ -18,6 +18,7 @@ from nfknock.host import legacy, nftread, ssh
 from nfknock.host.conflicts import all_conflicts
 from nfknock.host.interfaces import entrances
 from nfknock.host.probe import Probe, network_of
+from nfknock.readers import owners
 
 _CHAIN = "NFKNOCK"
 
@@ -108,11 +109,11 @@ def _is_dropped(config: Config) -> Iterator[Reason]:
 
 
 def _shares_queue(config: Config) -> Iterator[Reason]:
-    queue = config.plan.queue
+    plan = config.plan
     try:
-        owner = stranger_on(queue)
+        owner = stranger_on(plan.reader, plan.queue)
     except OSError:
         return  # without root there is no telling, and no applying either
     if owner:
         mend = "stop that program, or choose another number with `queue` under [reader]"
-        yield Reason(f"{owner.name} has NFQUEUE {queue}, and would get the knocks", mend)
+        yield Reason(f"{owner.name} has {owners.TITLES[plan.reader]} {plan.queue}, and would get the knocks", mend)

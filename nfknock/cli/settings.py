@@ -50,11 +50,11 @@ class Settings:
 
     @property
     def backend(self) -> BackendChoice:
-        """The configured backend; without a configuration where one would be, the default one."""
+        """The configured backend; without a configuration where one would be, the one that stands in the firewall."""
         from nfknock.core.plan import BackendChoice
 
         config = self._load_quietly()
-        return config.backend if config else BackendChoice()
+        return config.backend if config else BackendChoice(name="auto")
 
     def plan(self) -> Plan | None:
         """What the firewall should hold, None without a configuration where one would be."""

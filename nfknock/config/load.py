@@ -38,7 +38,6 @@ class Config:
 
     path: Path
     backend: BackendChoice
-    reader: str
     repair: bool
     doors: tuple[Door, ...]
     plan: Plan
@@ -120,13 +119,13 @@ def _config(path: Path, raw: dict[str, Any], notes: tuple[str, ...], tolerates: 
         cut=cut_openings(doors),
         forwarded=forwarded(doors),
         queue=reader.queue,
+        reader=reader.kind,
         answer=reader.answer,
         interfaces=tuple(at("firewall.interfaces", interface, name) for name in firewall.interfaces),
     )
     return Config(
         path=path,
         backend=BackendChoice(name=firewall.backend, set_size=firewall.set_size),
-        reader=reader.kind,
         repair=firewall.repair,
         doors=doors,
         plan=plan,

@@ -38,7 +38,7 @@ class Firewall(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class Reader(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """The keys of [reader]."""
 
-    kind: Literal["nfqueue"] = "nfqueue"
+    kind: Literal["nfqueue", "nflog"] = "nfqueue"
     queue: int = 5
     answer: Literal["drop", "reject"] = "drop"
 

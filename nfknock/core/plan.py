@@ -9,8 +9,10 @@ from typing import Literal
 from nfknock.core.model import Door, Opening, Port, Rule
 
 Answer = Literal["drop", "reject"]
+ReaderKind = Literal["nfqueue", "nflog"]
 
-# What a reader marks a knock with that is to be answered ("knok" in ASCII); a backend's rules reject what bears it.
+# What the NFQUEUE reader marks a knock with that is to be answered ("knok" in ASCII); a backend's rules reject what
+# bears it.
 REJECT_MARK = 0x6B6E6F6B
 
 
@@ -19,16 +21,17 @@ class Plan:
     """The firewall that a configuration asks for, but for its holes.
 
     In this order: `baseline` (what every host needs), `allowed` (open to everybody or to somebody), holes, and the
-    `knock_ports`, whose packets go to the `queue`. With `interfaces`, holes and knocks count on those alone.
-    `answer` is what becomes of a knock packet. `forwarded` is what doors open on hosts behind this one: shut for
-    everybody, on those interfaces, but for holes. Sessions with what is in `cut` are not taken up again once they were
-    cut.
+    `knock_ports`, whose packets go to the `reader`, by the NFQUEUE number or NFLOG group `queue`. With `interfaces`,
+    holes and knocks count on those alone. `answer` is what becomes of a knock packet. `forwarded` is what doors open on
+    hosts behind this one: shut for everybody, on those interfaces, but for holes. Sessions with what is in `cut` are
+    not taken up again once they were cut.
     """
 
     baseline: tuple[Rule, ...]
     allowed: tuple[Rule, ...]
     knock_ports: tuple[Port, ...]
     queue: int
+    reader: ReaderKind = "nfqueue"
     answer: Answer = "drop"
     interfaces: tuple[str, ...] = ()
     forwarded: tuple[Opening, ...] = ()

@@ -110,6 +110,15 @@ class Firewall:
         await self._cut(lost)
         self._cutting = cutting
 
+    async def exchange(self, make_backend: Callable[[], Backend]) -> None:
+        """Write by another backend from now on. Raises BackendError, or DaemonError if it is not in place."""
+        async with self._applying:
+            backend = await self._call(make_backend)
+            damage = (await self._call(backend.state)).damage
+            if damage:
+                raise DaemonError(f"{'; '.join(damage)}; run `nfknock apply`")
+            self._backend = backend
+
     def watch(self, plan: Plan) -> None:
         """Bring the firewall to another plan, as soon as it can be written."""
         self._plan, self._is_plan_due = plan, True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shlex
 from collections.abc import Sequence
 
@@ -95,3 +96,19 @@ class Gate:
         if self._left_out and now - self._said_at >= _SUMMARY_EVERY:
             log.info("%d lines about knocks were left out", self._left_out)
             self._left_out, self._said_at = 0, now
+
+
+class Losses:
+    """Says how many packets the kernel could not hand over, now and then."""
+
+    def __init__(self) -> None:
+        self._said = 0
+        self._said_at = -math.inf
+
+    def say(self, lost: int, now: float) -> None:
+        """Take note of the reader's count; another reader counts from 0 again."""
+        if lost < self._said:
+            self._said = 0
+        if lost > self._said and now - self._said_at >= _SUMMARY_EVERY:
+            log.warning("%d packets were lost: they came faster than they are read", lost - self._said)
+            self._said, self._said_at = lost, now

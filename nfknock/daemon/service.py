@@ -17,7 +17,7 @@ from nfknock.config import Config, load, read
 from nfknock.core.lint import FEW_LEFT
 from nfknock.core.model import Door, IPAddress
 from nfknock.core.onetime import Line
-from nfknock.core.plan import knock_ports
+from nfknock.core.plan import Plan, ReaderKind, knock_ports
 from nfknock.core.tracker import CloseDoor, Command, OpenDoor, SequenceTimeout, StageReached, Tracker
 from nfknock.daemon import control, logs
 from nfknock.daemon.commands import CommandRunner
@@ -40,11 +40,12 @@ class Service:
         self._outlets = outlets
         self._doors = {door.name: door for door in config.doors}
         self._tracker = Tracker(config.doors, config.allowed_ports)
-        self._reader = make_reader(config.reader, config.plan)
+        self._reader = make_reader(config.plan)
         self._firewall = Firewall(lambda: make_backend(config.backend), repair=config.repair)
         self._commands = CommandRunner()
         self._spender = Spender(self._find, self._let_in, self._follow)
         self._gate = logs.Gate()
+        self._losses = logs.Losses()
         self._started_at = time.time()
         self._reload_asked = asyncio.Event()
         self._ended: asyncio.Future[None]
@@ -96,7 +97,7 @@ class Service:
 
     def describe(self) -> dict[str, Any]:
         """Return the `daemon` part of `status --json`."""
-        counters = self._tracker.counters
+        counters, plan = self._tracker.counters, self._config.plan
         return {
             "running": True,
             "pid": os.getpid(),
@@ -106,6 +107,7 @@ class Service:
             "opened": self._firewall.opened,
             "closed": self._firewall.closed,
             "lost": self._reader.count_lost(),
+            "reader": {"kind": plan.reader, "queue": plan.queue, "port": self._reader.port},
             "unreadable": self._reader.counters.unreadable,
             "impossible": counters.impossible,
             "evicted": counters.evicted,
@@ -181,6 +183,7 @@ class Service:
             for command in self._tracker.expire(now):
                 self._do(command, now)
             self._gate.summarise(now)
+            self._losses.say(self._reader.count_lost(), now)
 
     def _ask_for_reload(self) -> None:
         self._reload_asked.set()
@@ -210,12 +213,12 @@ class Service:
         control.notify("READY=1")
 
     async def _take_up(self, config: Config) -> None:
-        if config.backend != self._config.backend or config.reader != self._config.reader:
-            raise NfknockError("another backend or reader needs a restart")
+        if config.backend != self._config.backend:
+            await self._firewall.exchange(lambda: make_backend(config.backend))
         await self._commands.prepare(config.doors)
         reader = self._reader
-        if config.plan.queue != self._config.plan.queue:
-            reader = make_reader(config.reader, config.plan)
+        if _where(config.plan) != _where(self._config.plan):
+            reader = make_reader(config.plan)
             reader.open()
         try:
             await self._firewall.apply(config.plan, config.doors)
@@ -252,6 +255,11 @@ class Service:
             self._ended.set_result(None)
         else:
             self._ended.set_exception(reason)
+
+
+def _where(plan: Plan) -> tuple[ReaderKind, int]:
+    """Where knocks come from."""
+    return plan.reader, plan.queue
 
 
 def _say_in_a_line(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

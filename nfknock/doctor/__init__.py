@@ -19,7 +19,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("libraries", kernel.has_libraries),
     ("legacy", kernel.has_legacy_tables),
     ("extensions", kernel.has_extensions),
-    ("nfqueue", kernel.has_queues),
+    ("reader", kernel.has_reader),
     ("netfilter", kernel.has_others),
     ("iptables-command", kernel.shows_our_rules),
     ("lock", standing.lock_is_usable),

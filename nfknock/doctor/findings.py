@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from nfknock.config import Config
+from nfknock.core.plan import ReaderKind
 
 Level = Literal["ok", "warning", "fault"]
 
@@ -38,6 +39,11 @@ class Patient:
     def queue(self) -> int:
         """The configured queue, else the default one."""
         return self.config.plan.queue if self.config else 5
+
+    @property
+    def reader(self) -> ReaderKind:
+        """The configured kind of reader, else the default one."""
+        return self.config.plan.reader if self.config else "nfqueue"
 
 
 Check = Callable[[str, Patient], Iterator[Finding]]

@@ -11,19 +11,35 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from nfknock.backends.iptables.backend import has_ipv6
 from nfknock.backends.xtables import binding
+from nfknock.core.plan import ReaderKind
 from nfknock.doctor.findings import Finding, Patient
 from nfknock.errors import NfknockError
 from nfknock.host import capabilities, legacy, modules, nftread
+from nfknock.readers import owners
+
+
+class _Reader(NamedTuple):
+    """What a kind of reader needs of the kernel; its rules' target is called as it is."""
+
+    target: str
+    module: str
+    option: str
+    matches: tuple[str, ...] = ()
+
 
 _FAMILIES: dict[legacy.Version, str] = {4: "iptable_filter", 6: "ip6table_filter"}
 _MATCHES = ("addrtype", "comment", "conntrack", "multiport", "tcp", "time", "udp")
-_TARGETS = ("NFQUEUE",)
+_READERS: dict[ReaderKind, _Reader] = {
+    "nfqueue": _Reader("NFQUEUE", "nfnetlink_queue", "CONFIG_NETFILTER_NETLINK_QUEUE"),
+    "nflog": _Reader("NFLOG", "nfnetlink_log", "CONFIG_NETFILTER_NETLINK_LOG", matches=("limit",)),
+}
 _OWN = ("tcp", "udp")
 """They have no module of their own."""
-_OTHERS = {"nf_tables": "nf_tables", "ip_set": "ipset", "nfnetlink_log": "NFLOG"}
+_OTHERS = {"nf_tables": "nf_tables", "ip_set": "ipset"}
 
 
 def has_capabilities(check: str, _patient: Patient) -> Iterator[Finding]:
@@ -39,14 +55,13 @@ def has_capabilities(check: str, _patient: Patient) -> Iterator[Finding]:
         yield Finding(check, "fault", f"root has no {' and '.join(missing)} here", mend)
 
 
-def has_libraries(check: str, _patient: Patient) -> Iterator[Finding]:
+def has_libraries(check: str, patient: Patient) -> Iterator[Finding]:
     """Say whether what the server side needs is installed."""
     mend = "pip install 'nfknock[server]'"
-    absent = [
-        package
-        for package, name in (("NetfilterQueue", "netfilterqueue"), ("pyroute2", "pyroute2"))
-        if importlib.util.find_spec(name) is None
-    ]
+    needed = {"pyroute2": "pyroute2"}
+    if patient.reader == "nfqueue":
+        needed["NetfilterQueue"] = "netfilterqueue"
+    absent = [package for package, name in needed.items() if importlib.util.find_spec(name) is None]
     try:
         binding.iptc()
     except NfknockError as exc:
@@ -54,7 +69,7 @@ def has_libraries(check: str, _patient: Patient) -> Iterator[Finding]:
     if absent:
         yield Finding(check, "fault", f"not installed: {', '.join(absent)}", mend)
     else:
-        yield Finding(check, "ok", "python-iptables, NetfilterQueue and pyroute2 are installed")
+        yield Finding(check, "ok", f"installed: python-iptables, {', '.join(needed)}")
 
 
 def has_legacy_tables(check: str, _patient: Patient) -> Iterator[Finding]:
@@ -73,14 +88,17 @@ def has_legacy_tables(check: str, _patient: Patient) -> Iterator[Finding]:
             yield Finding(check, "fault", f"this kernel shows no legacy x_tables for {family}", mend)
 
 
-def has_extensions(check: str, _patient: Patient) -> Iterator[Finding]:
+def has_extensions(check: str, patient: Patient) -> Iterator[Finding]:
     """Say whether the extensions are there that our rules are made of."""
     try:
         matches = set(Path("/proc/net/ip_tables_matches").read_text().split())
         targets = set(Path("/proc/net/ip_tables_targets").read_text().split())
     except FileNotFoundError:
         return  # x_tables is not loaded yet, or absent, which has been said
-    unloaded = [name for name in _MATCHES if name not in matches] + [name for name in _TARGETS if name not in targets]
+    reader = _READERS[patient.reader]
+    wanted = (*_MATCHES, *reader.matches)
+    unloaded = [name for name in wanted if name not in matches]
+    unloaded += [reader.target] if reader.target not in targets else []
     states = {name: modules.state(f"xt_{name}") for name in unloaded if name not in _OWN}
     absent = [name for name, state in states.items() if state == "absent"]
     unclear = [name for name, state in states.items() if state is None]
@@ -90,32 +108,35 @@ def has_extensions(check: str, _patient: Patient) -> Iterator[Finding]:
         text = f"the x_tables extensions {', '.join(unclear)} are not loaded, and nothing tells whether they could be"
         yield Finding(check, "warning", text, "`nfknock apply --dry-run` finds out")
     if not (absent or unclear):
-        yield Finding(check, "ok", f"x_tables extensions: {', '.join((*_MATCHES, *_TARGETS))}")
+        yield Finding(check, "ok", f"x_tables extensions: {', '.join((*wanted, reader.target))}")
 
 
-def has_queues(check: str, _patient: Patient) -> Iterator[Finding]:
-    """Say whether the kernel can hand packets to a program."""
-    state = modules.state("nfnetlink_queue")
-    if Path("/proc/net/netfilter/nfnetlink_queue").exists() or state == "there":
-        yield Finding(check, "ok", "NFQUEUE")
+def has_reader(check: str, patient: Patient) -> Iterator[Finding]:
+    """Say whether the kernel can hand packets to a program as the configuration wants it."""
+    reader = _READERS[patient.reader]
+    state = _state_of_reader(patient.reader)
+    if state == "there":
+        yield Finding(check, "ok", reader.target)
     elif state == "loadable":
-        yield Finding(check, "ok", "NFQUEUE: nfnetlink_queue is loaded by the first `nfknock run`")
+        yield Finding(check, "ok", f"{reader.target}: {reader.module} is loaded by the first `nfknock run`")
     else:
-        mend = "use a kernel with CONFIG_NETFILTER_NETLINK_QUEUE"
-        yield Finding(check, "fault", "this kernel shows no NFQUEUE", mend)
+        yield Finding(check, "fault", f"this kernel shows no {reader.target}", f"use a kernel with {reader.option}")
 
 
-def has_others(check: str, _patient: Patient) -> Iterator[Finding]:
+def _state_of_reader(kind: ReaderKind) -> modules.State | None:
+    return "there" if owners.TABLES[kind].exists() else modules.state(_READERS[kind].module)
+
+
+def has_others(check: str, patient: Patient) -> Iterator[Finding]:
     """Say what else there is of netfilter; nothing configured needs it."""
     states = {title: _state(module) for module, title in _OTHERS.items()}
+    states |= {reader.target: _state_of_reader(kind) for kind, reader in _READERS.items() if kind != patient.reader}
     words = {"there": "there", "loadable": "can be loaded", "absent": "absent", None: "not in use"}
     listed = ", ".join(f"{title} ({words[state]})" for title, state in states.items())
     yield Finding(check, "ok", f"of use to others: {listed}")
 
 
 def _state(module: str) -> modules.State | None:
-    if module == "nfnetlink_log" and Path("/proc/net/netfilter/nfnetlink_log").exists():
-        return "there"
     found = modules.state(module)
     if module == "nf_tables" and found is None:
         with contextlib.suppress(OSError):

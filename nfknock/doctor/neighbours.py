@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from nfknock.core.plan import ReaderKind
 from nfknock.daemon.control import ask_daemon
 from nfknock.doctor.findings import Finding, Level, Patient
 from nfknock.errors import DaemonError
-from nfknock.host import legacy, nftread, queues
+from nfknock.host import legacy, nftread
 from nfknock.host.conflicts import all_conflicts
 from nfknock.host.forwards import forwards, has_docker
+from nfknock.readers import owners
 
 _UFW = Path("/etc/ufw/ufw.conf")
 _FIREWALLD = Path("/run/firewalld.pid")
 
 
-def stranger_on(queue: int) -> queues.Owner | None:
-    """Return who has a queue that is not our own daemon, None if it is that, or nobody. Raises OSError."""
+def stranger_on(kind: ReaderKind, number: int) -> owners.Owner | None:
+    """Return who has a queue or group that is not our own daemon, None if it is that, or nobody. Raises OSError."""
     try:
-        owner = queues.owner(queue)
+        owner = owners.owner(kind, number)
     except FileNotFoundError:
         return None
     if owner is None:
@@ -28,17 +31,23 @@ def stranger_on(queue: int) -> queues.Owner | None:
         daemon = ask_daemon()
     except DaemonError:
         return None  # there is one, and it does not answer
-    return owner if daemon is None or daemon.get("pid") != owner.port else None
+    return owner if daemon is None or _port(daemon) != owner.port else None
+
+
+def _port(daemon: dict[str, Any]) -> int | None:
+    """Return the netlink port by which a daemon reads; an older one does not say, and mostly it is its process id."""
+    return dict(daemon.get("reader", {})).get("port", daemon.get("pid"))
 
 
 def queue_is_free(check: str, patient: Patient) -> Iterator[Finding]:
     """Say whether another program has our queue."""
-    owner = stranger_on(patient.queue)
+    owner = stranger_on(patient.reader, patient.queue)
+    title = f"{owners.TITLES[patient.reader]} {patient.queue}"
     if owner is None:
-        yield Finding(check, "ok", f"NFQUEUE {patient.queue} is free, or our own daemon's")
+        yield Finding(check, "ok", f"{title} is free, or our own daemon's")
         return
     mend = "stop that program, or choose another number with `queue` under [reader]"
-    yield Finding(check, "fault", f"{owner.name} has NFQUEUE {patient.queue}", mend)
+    yield Finding(check, "fault", f"{owner.name} has {title}", mend)
 
 
 def lets_pass(check: str, patient: Patient) -> Iterator[Finding]:

@@ -53,7 +53,9 @@ def is_in_place(check: str, patient: Patient) -> Iterator[Finding]:
         return
     config = patient.config
     try:
-        state = make_backend(config.backend if config else BackendChoice()).state(config.plan if config else None)
+        state = make_backend(config.backend if config else BackendChoice(name="auto")).state(
+            config.plan if config else None
+        )
     except NfknockError as exc:
         yield Finding(check, "fault", f"the firewall cannot be read: {exc}")
         return

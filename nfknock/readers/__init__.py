@@ -6,7 +6,7 @@ To add one: implement `Reader` and name it in `make_reader` and in `config.secti
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, assert_never
 
 from nfknock.core.packet import Packet
 from nfknock.core.plan import Answer, Plan
@@ -25,16 +25,20 @@ class Reader(Protocol):
 
     counters: ReaderCounters
     answer: Answer
-    """What becomes of a packet; may be changed at any time."""
+    """What becomes of a packet, where that is the reader's to say; may be changed at any time."""
 
     def open(self) -> None:
         """Start to receive. Refuses what another program receives from already."""
+
+    @property
+    def port(self) -> int:
+        """The netlink port by which the kernel knows who reads."""
 
     def fileno(self) -> int:
         """Return the descriptor that becomes readable when there are packets."""
 
     def read(self) -> list[Packet]:
-        """Return what is there, a bounded number at once, each with its verdict given."""
+        """Return what is there, a bounded number at once, each with its verdict given where it waits for one."""
 
     def count_lost(self) -> int:
         """Return how many packets the kernel had to drop since `open`, as far as it tells."""
@@ -43,12 +47,16 @@ class Reader(Protocol):
         """Stop to receive. Packets that come from now on are dropped by the kernel."""
 
 
-def make_reader(kind: str, plan: Plan) -> Reader:
-    """Return the reader of that kind for this plan."""
-    match kind:
+def make_reader(plan: Plan) -> Reader:
+    """Return the reader that this plan asks for."""
+    match plan.reader:
         case "nfqueue":
             from nfknock.readers.nfqueue import NfqueueReader
 
             return NfqueueReader(plan.queue, plan.answer)
+        case "nflog":
+            from nfknock.readers.nflog import NflogReader
+
+            return NflogReader(plan.queue, plan.answer)
         case _:
-            raise ValueError(f"there is no reader {kind!r}")
+            assert_never(plan.reader)

@@ -6,16 +6,16 @@ the kernel drops.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import warnings
-from pathlib import Path
 from typing import Any
 
 from nfknock.core.packet import Packet, parse
 from nfknock.core.plan import REJECT_MARK, Answer
 from nfknock.errors import MissingDependencyError, ReaderError
-from nfknock.readers import ReaderCounters
+from nfknock.readers import ReaderCounters, owners
 
 # As many packets as are taken before timers get their turn: at 6 µs each, well below a millisecond.
 _PACKETS_AT_ONCE = 128
@@ -23,7 +23,6 @@ _PACKETS_AT_ONCE = 128
 _BYTES_COPIED = 512
 _QUEUE_LENGTH = 8_192
 _SOCKET_BUFFER = 8 << 20
-_TABLE = Path("/proc/net/netfilter/nfnetlink_queue")
 
 
 class NfqueueReader:
@@ -54,9 +53,14 @@ class NfqueueReader:
                     self._number, self._take, max_len=_QUEUE_LENGTH, range=_BYTES_COPIED, sock_len=_SOCKET_BUFFER
                 )
         except OSError as exc:
-            raise ReaderError(self._why_not_bound()) from exc
+            raise ReaderError(owners.why_not_bound("nfqueue", self._number)) from exc
         self._queue = queue
         self._socket = _BoundedSocket(queue.get_fd(), self.counters)
+
+    @property
+    def port(self) -> int:
+        assert self._socket is not None  # opened
+        return self._socket.port
 
     def fileno(self) -> int:
         return int(self._queue.get_fd())
@@ -73,8 +77,10 @@ class NfqueueReader:
 
     def count_lost(self) -> int:
         # The kernel's own counts are for root's eyes; without them there is what the socket reported.
-        row = _row(self._number)
-        return int(row[5]) + int(row[6]) if row else self.counters.lost
+        with contextlib.suppress(OSError):
+            if row := owners.row("nfqueue", self._number):
+                return int(row[5]) + int(row[6])
+        return self.counters.lost
 
     def close(self) -> None:
         if self._queue is not None:
@@ -99,15 +105,6 @@ class NfqueueReader:
             else:
                 packet.drop()
 
-    def _why_not_bound(self) -> str:
-        row = _row(self._number)
-        if row is None:
-            return f"binding NFQUEUE {self._number}: permission denied, or another program has it; run this as root"
-        return (
-            f"binding NFQUEUE {self._number}: {_program(row[1])} has it already; "
-            "stop that program, or choose another number with `queue` under [reader]"
-        )
-
 
 class _BoundedSocket:
     """The queue's socket as NetfilterQueue reads it, but for a limited number of messages.
@@ -119,6 +116,10 @@ class _BoundedSocket:
         self.left = 0
         self._counters = counters
         self._socket = socket.fromfd(descriptor, socket.AF_NETLINK, socket.SOCK_RAW)
+
+    @property
+    def port(self) -> int:
+        return int(self._socket.getsockname()[0])
 
     def recv(self, size: int) -> bytes:
         if self.left <= 0:
@@ -133,23 +134,6 @@ class _BoundedSocket:
 
     def close(self) -> None:
         self._socket.close()
-
-
-def _row(number: int) -> list[str] | None:
-    """The kernel's line about a bound queue: number, owner, waiting, mode, range, dropped, lost to the owner."""
-    try:
-        lines = _TABLE.read_text().splitlines()
-    except OSError:
-        return None
-    return next((fields for fields in map(str.split, lines) if fields[0] == str(number)), None)
-
-
-def _program(port_id: str) -> str:
-    """The owner is a netlink port, which by custom is its process id."""
-    try:
-        return f"process {port_id} ({Path('/proc', port_id, 'comm').read_text().strip()})"
-    except OSError:
-        return "another program"
 
 
 def _reason(exc: OSError) -> str:

@@ -30,7 +30,7 @@ def test_one_door_is_enough(tmp_path: Path) -> None:
     assert door.sequence == (Port(7101), Port(8203, "udp"), Port(9307))
     assert (door.opens, door.seq_timeout, door.open_timeout) == ((Opening(Port(22)),), 5.0, 30.0)
     assert (door.close_sequence, door.tcpflags, door.target) == ((), BARE_SYN, None)
-    assert (config.backend.name, config.reader) == ("iptables", "nfqueue")
+    assert (config.backend.name, config.plan.reader) == ("iptables", "nfqueue")
     assert (config.plan.queue, config.plan.answer, config.plan.interfaces) == (5, "drop", ())
     assert config.plan.knock_ports == (Port(7101), Port(8203, "udp"), Port(9307))
 
@@ -119,7 +119,7 @@ def test_every_key(tmp_path: Path) -> None:
         (DOOR + "[reader]\nqueue = 65536", "reader.queue: 65536 is out of range (0 to 65535)"),
         (DOOR + '[reader]\nqueue = "5"', "reader.queue: expected int, got str"),
         (DOOR + '[reader]\nanswer = "maybe"', "reader.answer: 'maybe' is not known; known are drop, reject"),
-        (DOOR + '[reader]\nkind = "pcap"', "reader.kind: 'pcap' is not known; known are nfqueue"),
+        (DOOR + '[reader]\nkind = "pcap"', "reader.kind: 'pcap' is not known; known are nflog, nfqueue"),
         (DOOR + '[firewall]\nbackend = "pf"', "firewall.backend: 'pf' is not known; known are iptables"),
         (DOOR + '[firewall]\ninterfaces = ["a/b"]', "firewall.interfaces: 'a/b' is not the name of an interface"),
         (DOOR + '[firewall]\ninterfaces = ["abcdefghijklmnop"]', "is not the name of an interface"),

@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from tests.lab import BASTION4, BASTION6, CLIENT4, CLIENT6, NFKNOCK, STRANGER4, Lab, echo
+from tests.setting import Setting, with_every_reader
 
 DOOR = """
 [firewall]
@@ -171,13 +172,15 @@ def test_no_other_table_comes_to_be(host: Lab) -> None:
     assert "*mangle" not in host.rules()
 
 
-def test_a_dry_run_prints_the_difference_and_touches_nothing(host: Lab) -> None:
+@with_every_reader
+def test_a_dry_run_prints_the_difference_and_touches_nothing(host: Lab, setting: Setting) -> None:
     foreign(host)
     before = host.rules()
     lines = host.nfknock("apply", "--dry-run").stdout.splitlines()
     assert "- :INPUT ACCEPT" in lines
     assert "+ :INPUT DROP" in lines
-    assert any(line.startswith("+ -A NFKNOCK_KNOCKS") and "-j NFQUEUE --queue-num 5" in line for line in lines)
+    target = {"nfqueue": "-j NFQUEUE --queue-num 5", "nflog": "-j NFLOG --nflog-group 5"}[setting.reader]
+    assert any(line.startswith("+ -A NFKNOCK_") and target in line for line in lines)
     assert lines[-1] == "changed"
     assert host.rules() == before
     host.nfknock("apply")

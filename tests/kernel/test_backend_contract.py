@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address
+from typing import get_args
 
 import pytest
 
@@ -13,7 +14,7 @@ from nfknock.backends import Backend
 from nfknock.backends.iptables import IptablesBackend
 from nfknock.config.baseline import read_baseline
 from nfknock.core.model import Hole, Opening, Port, Rule
-from nfknock.core.plan import BackendChoice, Plan
+from nfknock.core.plan import Answer, BackendChoice, Plan
 from nfknock.errors import BackendError
 from tests.fakes import FakeBackend
 
@@ -99,6 +100,17 @@ def test_another_plan_is_a_change(backend: Backend) -> None:
     assert backend.apply(other).changed
     assert not backend.apply(other).changed
     assert backend.apply(PLAN).changed
+
+
+@pytest.mark.parametrize("answer", get_args(Answer))
+def test_another_reader_is_a_change(backend: Backend, answer: Answer) -> None:
+    backend.apply(PLAN)
+    other = replace(PLAN, reader="nflog", answer=answer)
+    assert backend.apply(other).changed
+    assert backend.state(other).applied
+    assert not backend.apply(other).changed
+    assert backend.apply(PLAN).changed
+    assert not backend.apply(PLAN).changed
 
 
 def test_a_dry_run_says_what_and_changes_nothing(backend: Backend) -> None:

@@ -132,6 +132,7 @@ def test_what_the_kernel_returns_equals_what_was_encoded(table: FilterTable) -> 
     """Extensions with data of the kernel's own (limit) and without, verdicts, jumps and extension targets."""
     reject = "icmp-port-unreachable" if table.family == "ipv4" else "icmp6-port-unreachable"
     specs = [
+        Spec(jump="NFLOG", options=(("nflog-group", "5"), ("nflog-threshold", "1"))),
         Spec(jump="ACCEPT", source=NET[table.family], matches=(("conntrack", (("ctstate", "ESTABLISHED,RELATED"),)),)),
         Spec(jump="DROP", matches=(("limit", (("limit", "5/sec"),)), ("comment", (("comment", "nfknock: x"),)))),
         Spec(jump="OTHER", matches=(("mark", (("mark", "0x1"),)),)),
@@ -164,6 +165,11 @@ def test_no_difference_is_too_small(namespace: None) -> None:
         Spec(jump="ACCEPT", matches=(("comment", (("comment", "nfknock: b"),)),)),
         Spec(jump="NFQUEUE", options=(("queue-num", "5"),)),
         Spec(jump="NFQUEUE", options=(("queue-num", "6"),)),
+        Spec(jump="NFLOG", options=(("nflog-group", "5"),)),
+        Spec(jump="NFLOG", options=(("nflog-group", "6"),)),
+        Spec(jump="NFLOG", options=(("nflog-group", "5"), ("nflog-threshold", "1"))),
+        Spec(jump="DROP", matches=(("limit", (("limit", "1000/sec"), ("limit-burst", "100"))),)),
+        Spec(jump="DROP", matches=(("limit", (("limit", "1000/sec"), ("limit-burst", "101"))),)),
     ]
     encoded = [encode("ipv4", spec) for spec in options]
     for i, one in enumerate(encoded):

@@ -17,6 +17,7 @@ from nfknock.host import capabilities, modules
 from tests.kernel.test_foreign_rulesets import inet
 from tests.kernel.test_refusals import somebody_on_the_queue
 from tests.lab import CLIENT4, NFKNOCK, Lab
+from tests.setting import only_for
 
 DOOR = """
 [doors.ssh]
@@ -139,6 +140,7 @@ def test_the_lock(host: Lab) -> None:
     assert (level, line.startswith("the xtables lock /nonexistent/lock cannot be created")) == ("fault", True)
 
 
+@only_for("nfqueue")
 def test_the_queue(host: Lab) -> None:
     assert levels(examine(host), "queue") == ["ok"]
     with somebody_on_the_queue(host) as pid:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab import BASTION4, CLIENT4, CLIENT6, NFKNOCK, Lab
+from tests.setting import only_for
 
 DOOR = '[doors.ssh]\nsequence = ["7101", "8203/udp", "9307"]\nopen = ["22/tcp"]\n'
 LACKING = [sys.executable, "-m", "tests.kernel.seccomp"]
@@ -46,6 +47,7 @@ def test_without_privileges(host: Lab, command: list[str]) -> None:
     assert "permission denied; run this as root" in line
 
 
+@only_for("nfqueue")
 def test_a_daemon_without_privileges(host: Lab) -> None:
     host.nfknock("apply")
     line = fails(host, *POWERLESS, *NFKNOCK, "run")
@@ -99,6 +101,7 @@ def test_a_lock_that_somebody_keeps(host: Lab, command: list[str]) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+@only_for("nfqueue")
 def test_a_queue_that_somebody_has(host: Lab) -> None:
     host.nfknock("apply")
     code = (

@@ -29,6 +29,7 @@ from tests.lab import (
     echo,
     wait_until,
 )
+from tests.setting import with_every_reader
 
 DOORS = """
 [doors.ssh]
@@ -57,6 +58,7 @@ def status(lab: Lab) -> dict[str, Any]:
     return dict(report)
 
 
+@with_every_reader
 @pytest.mark.parametrize("program", ["nfknock", "knock"])
 @FAMILIES
 def test_a_knock_opens_for_its_address_alone(lab: Lab, program: str, bastion: str, client: str, stranger: str) -> None:
@@ -82,6 +84,7 @@ def _program(name: str) -> str:
     return path
 
 
+@with_every_reader
 @FAMILIES
 def test_the_hole_closes_in_time_and_the_session_lives_on(lab: Lab, bastion: str, client: str, stranger: str) -> None:
     daemon = ready(lab, "3s")
@@ -133,6 +136,7 @@ def test_sigterm_ends_cleanly_and_leaves_holes_to_the_kernel(lab: Lab) -> None:
     assert status(lab)["daemon"] == {"running": False}
 
 
+@with_every_reader
 def test_without_a_daemon_knocks_are_dropped(lab: Lab) -> None:
     daemon = ready(lab)
     daemon.signal(signal.SIGTERM)
@@ -160,6 +164,7 @@ def test_the_closing_sequence_closes(lab: Lab) -> None:
     assert lab.is_shut(BASTION4, 22)
 
 
+@with_every_reader
 def test_ordinary_clients_whose_packets_are_repeated_can_knock(lab: Lab) -> None:
     """A connection that nobody answers is tried again after a second; that must not count as a knock."""
     daemon = ready(lab)
@@ -180,6 +185,7 @@ def test_ordinary_clients_whose_packets_are_repeated_can_knock(lab: Lab) -> None
         attempt.close()
 
 
+@with_every_reader
 def test_another_knock_in_between_opens_nothing(lab: Lab) -> None:
     more = '[doors.web]\nsequence = ["7001", "7002/udp", "7003"]\nopen = ["80/tcp"]\n'
     daemon = ready(lab, more=more)
@@ -190,6 +196,7 @@ def test_another_knock_in_between_opens_nothing(lab: Lab) -> None:
     assert lab.is_shut(BASTION4, 22)
 
 
+@with_every_reader
 @FAMILIES
 def test_a_rejected_knock_opens_all_the_same(lab: Lab, bastion: str, client: str, stranger: str) -> None:
     daemon = ready(lab, more='[reader]\nanswer = "reject"\n')
@@ -207,6 +214,7 @@ def test_a_rejected_knock_opens_all_the_same(lab: Lab, bastion: str, client: str
     assert lab.reaches(bastion, 22)
 
 
+@with_every_reader
 def test_the_status_is_true_and_fits_its_schema(lab: Lab) -> None:
     daemon = ready(lab)
     lab.knock(BASTION4, *KNOCKS)
@@ -303,6 +311,7 @@ def test_a_storm_of_sighups_ends_with_the_last_file(lab: Lab) -> None:
     assert not any("Traceback" in line for line in daemon.lines)
 
 
+@with_every_reader
 def test_sighup_moves_to_another_queue(lab: Lab) -> None:
     daemon = ready(lab)
     reload(lab, daemon, DOORS.format(timeout="30s") + "[reader]\nqueue = 77\n", "reloaded")
@@ -385,9 +394,9 @@ def test_a_knock_does_not_go_round_when_its_rule_is_gone(lab: Lab) -> None:
 
 
 def _queued(lab: Lab) -> int:
-    """How many IPv4 packets the kernel has sent to the queue."""
+    """How many IPv4 packets the kernel has sent to the reader."""
     listing = lab.bastion.run("iptables-legacy", "-xnvL", "NFKNOCK_KNOCKS").stdout.splitlines()
-    return sum(int(line.split()[0]) for line in listing if "NFQUEUE" in line)
+    return sum(int(line.split()[0]) for line in listing if "nfknock: knocks" in line)
 
 
 def test_a_log_that_nobody_reads_holds_nothing_up(lab: Lab) -> None:
@@ -416,6 +425,7 @@ def test_a_log_that_nobody_reads_holds_nothing_up(lab: Lab) -> None:
         os.close(writing)
 
 
+@with_every_reader
 def test_timers_go_on_under_a_flood(lab: Lab) -> None:
     """Holes are opened and end on time while somebody sends knocks as fast as he can.
 
@@ -450,6 +460,7 @@ def _strays(lab: Lab) -> int:
     return int(daemon.get("strays", 0))
 
 
+@with_every_reader
 def test_an_address_of_the_host_itself_opens_nothing(lab: Lab) -> None:
     daemon = ready(lab)
     with lab.client.here():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import BASTION4, BASTION6, CLIENT4, CLIENT6, NFKNOCK, STRANGER4, Lab
+from tests.setting import only_for, with_every_reader
 
 DOOR = """
 [doors.ssh]
@@ -201,6 +203,7 @@ def somebody_on_the_queue(lab: Lab) -> Iterator[int]:
             holder.stdout.close()
 
 
+@only_for("nfqueue")
 def test_a_queue_that_another_program_has(bare: Lab) -> None:
     bare.configure(SSH)
     before = rulesets(bare)
@@ -217,5 +220,18 @@ def test_our_own_daemon_may_have_the_queue(bare: Lab) -> None:
     bare.nfknock("apply")
     bare.daemon()
     bare.configure(f'[firewall]\nallow = ["443/tcp"]\n{SSH}')
+    done = bare.nfknock("apply")
+    assert (done.stdout, done.stderr) == ("changed\n", "")
+
+
+@with_every_reader
+def test_our_own_daemon_may_have_the_queue_that_it_moved_to(bare: Lab) -> None:
+    bare.configure(SSH)
+    bare.nfknock("apply")
+    daemon = bare.daemon()
+    bare.configure(f"[reader]\nqueue = 6\n{SSH}")
+    daemon.signal(signal.SIGHUP)
+    daemon.wait_for("reloaded")
+    bare.configure(f'[reader]\nqueue = 6\n[firewall]\nallow = ["443/tcp"]\n{SSH}')
     done = bare.nfknock("apply")
     assert (done.stdout, done.stderr) == ("changed\n", "")

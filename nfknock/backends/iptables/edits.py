@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 from nfknock.backends.iptables import layout
 from nfknock.backends.iptables.layout import (
+    AT_ONCE,
+    COPIES,
     ENTRANCES,
     FORWARD,
     FORWARD_HOLES,
@@ -74,13 +76,16 @@ def bring_to(table: FilterTable, wanted: Wanted, store: Store) -> bool:
     outdated = [chain for chain, rules in wanted.chains.items() if not table.holds(chain, rules)]
     for chain in outdated:
         table.fill(chain, (rule.entry for rule in wanted.chains[chain]))
+    # Another reader's. Nothing jumps there any more.
+    unused = [name for name in (COPIES, AT_ONCE) if name in chains and name not in wanted.chains]
+    _delete_chains(table, unused)
     misplaced = [chain for chain, jump in wanted.jumps.items() if not _is_on_top(table, chain, jump)]
     for chain in misplaced:
         table.set_jumps(chain, ENTRANCES[chain], [(0, wanted.jumps[chain].entry)])
     is_open = table.policy(INPUT) != "DROP"
     if is_open:
         table.set_policy(INPUT, "DROP")
-    return bool(is_stale or new or is_settled or outdated or misplaced or is_open)
+    return bool(is_stale or new or is_settled or outdated or unused or misplaced or is_open)
 
 
 def _retire(table: FilterTable, wanted: Wanted, store: Store) -> bool:
@@ -178,7 +183,8 @@ def damage(table: FilterTable, wanted: Wanted | None, store: Store) -> list[str]
     is_forwarding = bool(wanted.forwarded if wanted else chains & {FORWARDED, FORWARD_HOLES})
     if is_forwarding:
         found += _damaged_entrance(table, wanted)
-    own = (MAIN, HOLES, KNOCKS, *((FORWARDED, FORWARD_HOLES) if is_forwarding else ()))
+    forwarding = (FORWARDED, FORWARD_HOLES) if is_forwarding else ()
+    own = dict.fromkeys((MAIN, HOLES, KNOCKS, *(wanted.chains if wanted else ()), *forwarding))
     found += [f"the chain {chain} is gone" for chain in own if chain not in chains]
     found += [
         f"the rules of {chain} were changed" for chain in own if chain in chains and _differs(table, chain, wanted)

@@ -28,14 +28,19 @@ FORWARDED = "NFKNOCK_FORWARD"
 FORWARD_HOLES = "NFKNOCK_FORWARD_HOLES"
 # Which of our chains each built-in one jumps to.
 ENTRANCES = {INPUT: MAIN, FORWARD: FORWARDED}
+# With the reader nflog knocks go on from there: to the first of these, and while there are few to the second.
+COPIES = "NFKNOCK_COPIES"
+AT_ONCE = "NFKNOCK_AT_ONCE"
 # An empty chain whose name keeps the policy that INPUT had before us. A rule's comment would be gone after `-F`, and
 # then the next `apply` would take our own DROP for the host's, and `remove` would lock everybody out.
 FOUND = {policy: f"NFKNOCK_FOUND_{policy}" for policy in ("ACCEPT", "DROP")}
 
 # The multiport extension's limit.
 _PORTS_A_RULE = 15
+# So many knocks a second reach the reader one by one; more are gathered (docs/design/0012-nflog.md).
+_COPIES_AT_ONCE: Options = (("limit", "1000/sec"), ("limit-burst", "100"))
 
-_OWN = frozenset((MAIN, HOLES, KNOCKS, FORWARDED, FORWARD_HOLES, *FOUND.values()))
+_OWN = frozenset((MAIN, HOLES, KNOCKS, COPIES, AT_ONCE, FORWARDED, FORWARD_HOLES, *FOUND.values()))
 
 _BEHIND = {INPUT: "holes and knocks", FORWARD: "forwarded services"}
 _JUMP_COMMENT = re.compile(r"nfknock: [a-z ]+ \(plan (?P<digest>[0-9a-f]{8})\)")
@@ -68,6 +73,8 @@ def is_own(chain: str) -> bool:
 def chains(plan: Plan, family: Family) -> dict[str, list[Spec]]:
     """Return the rules of every chain but those of the holes."""
     own = {MAIN: list(_main(plan, family)), KNOCKS: list(_knocks(plan, family))}
+    if plan.reader == "nflog":
+        own |= {COPIES: list(_copies(plan, family)), AT_ONCE: list(_copies_at_once(plan, family))}
     return {**own, FORWARDED: list(_forwarded(plan, family))} if forwarded(plan, family) else own
 
 
@@ -117,18 +124,46 @@ def _knocks(plan: Plan, family: Family) -> Iterator[Spec]:
         jump="DROP",
         matches=(("addrtype", (("src-type", own),)), _comment("nobody knocks from these addresses")),
     )
-    if plan.answer == "reject":
-        yield from _rejections(family)
+    if plan.answer == "reject" and plan.reader == "nfqueue":
+        yield from _rejections(family, ("mark", (("mark", hex(REJECT_MARK)),)))
+    jump, options = (COPIES, ()) if plan.reader == "nflog" else ("NFQUEUE", (("queue-num", str(plan.queue)),))
     protocols: tuple[Protocol, ...] = ("tcp", "udp")
     for protocol in protocols:
         numbers = [port.number for port in plan.knock_ports if port.protocol == protocol]
         for some in _portions(numbers):
-            yield Spec(
-                jump="NFQUEUE",
-                protocol=protocol,
-                matches=(*_transport(protocol, None, some), _comment("knocks")),
-                options=(("queue-num", str(plan.queue)),),
-            )
+            matches = (*_transport(protocol, None, some), _comment("knocks"))
+            yield Spec(jump=jump, protocol=protocol, matches=matches, options=options)
+
+
+def _copies(plan: Plan, family: Family) -> Iterator[Spec]:
+    yield Spec(jump=AT_ONCE, matches=(("limit", _COPIES_AT_ONCE), _comment("few knocks are heard at once")))
+    yield _copy(plan)
+    yield from _answers(plan, family)
+
+
+def _copies_at_once(plan: Plan, family: Family) -> Iterator[Spec]:
+    yield _copy(plan, ("nflog-threshold", "1"))
+    yield from _answers(plan, family)
+
+
+def _copy(plan: Plan, *options: tuple[str, str]) -> Spec:
+    # No prefix: the library frees its buffer too early.
+    return Spec(jump="NFLOG", matches=(_comment("knocks"),), options=(("nflog-group", str(plan.queue)), *options))
+
+
+def _answers(plan: Plan, family: Family) -> Iterator[Spec]:
+    """What becomes of a knock of which there is a copy: NFLOG lets it go on, and nobody else may have it."""
+    if plan.answer == "reject":
+        yield from _rejections(family)
+    else:
+        yield Spec(jump="DROP", matches=(_comment("knocks"),))
+
+
+def _rejections(family: Family, *matches: tuple[str, Options]) -> Iterator[Spec]:
+    unreachable = "icmp-port-unreachable" if family == "ipv4" else "icmp6-port-unreachable"
+    matches = (*matches, _comment("answers to knocks"))
+    yield Spec(jump="REJECT", protocol="tcp", matches=matches, options=(("reject-with", "tcp-reset"),))
+    yield Spec(jump="REJECT", matches=matches, options=(("reject-with", unreachable),))
 
 
 def _forwarded(plan: Plan, family: Family) -> Iterator[Spec]:
@@ -171,14 +206,6 @@ def _tracked(opening: Opening, end: str) -> Options:
 
 def _destination(opening: Opening) -> IPNetwork | None:
     return None if opening.to is None else ip_network(opening.to)
-
-
-def _rejections(family: Family) -> Iterator[Spec]:
-    unreachable = "icmp-port-unreachable" if family == "ipv4" else "icmp6-port-unreachable"
-    mark: tuple[str, Options] = ("mark", (("mark", hex(REJECT_MARK)),))
-    comment = _comment("answers to knocks")
-    yield Spec(jump="REJECT", protocol="tcp", matches=(mark, comment), options=(("reject-with", "tcp-reset"),))
-    yield Spec(jump="REJECT", matches=(mark, comment), options=(("reject-with", unreachable),))
 
 
 def _spec(rule: Rule, family: Family) -> Spec:

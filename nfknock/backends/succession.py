@@ -1,0 +1,129 @@
+"""One backend in the place of another: the configured one, and whatever another left standing.
+
+As long as nobody changes `backend` this adds nothing to the configured one. When somebody did, `apply` puts the new
+one's part in, with everything that is open, and only then takes the old one's out: a packet has to pass both in
+between, and what is established, allowed or open passes each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from nfknock.backends import Backend, Change, FirewallState, Strange
+from nfknock.core.model import Hole, IPAddress, Opening
+from nfknock.core.plan import Plan
+from nfknock.errors import BackendError
+
+
+class Succession:
+    """A backend, and those that it may find in its place. See `nfknock.backends.Backend` for the verbs."""
+
+    def __init__(self, chosen: Backend, others: Callable[[], Sequence[Backend]]) -> None:
+        """`others` makes the other backends that this host can have; it is called when there may be one."""
+        self.name = chosen.name
+        self._chosen = chosen
+        self._others = others
+
+    def probe(self) -> list[str]:
+        return self._chosen.probe()
+
+    def stands(self) -> bool:
+        return self._chosen.stands() or bool(self._predecessors())
+
+    def apply(self, plan: Plan, *, holes: Iterable[Hole] = (), dry_run: bool = False) -> Change:
+        predecessors = self._predecessors()
+        if not predecessors:
+            return self._chosen.apply(plan, holes=holes, dry_run=dry_run)
+        brought = [*holes, *(hole for each in predecessors for hole in each.holes() if _is_guarded(hole, plan))]
+        if dry_run:
+            change = self._chosen.apply(plan, holes=brought, dry_run=True)
+            gone = (f"# nfknock's part by the backend {each.name} is taken out" for each in predecessors)
+            return replace(change, changed=True, difference=(*change.difference, *gone))
+        take_back = self._chosen.remember()
+        change = self._chosen.apply(plan, holes=brought)
+        try:
+            # One that shares its chains with the chosen one is gone by now.
+            gone_changes = [each.remove() for each in predecessors if each.stands()]
+        except BackendError:
+            take_back()
+            raise
+        warnings = (warning for each in gone_changes for warning in each.warnings)
+        replaced = tuple(each.name for each in predecessors)
+        return replace(change, changed=True, warnings=(*change.warnings, *warnings), replaced=replaced)
+
+    def remove(self) -> Change:
+        changes = [self._chosen.remove()]
+        # One that shares its chains with the chosen one is gone by now.
+        changes += [each.remove() for each in self._predecessors()]
+        return Change(
+            changed=any(change.changed for change in changes),
+            warnings=tuple(warning for change in changes for warning in change.warnings),
+        )
+
+    def open(self, holes: Iterable[Hole]) -> list[Hole]:
+        return self._chosen.open(holes)
+
+    def close(self, holes: Iterable[tuple[str, IPAddress]]) -> list[Hole]:
+        keys = tuple(holes)
+        return _distinct(hole for each in self._standing() for hole in each.close(keys))
+
+    def sweep(self) -> list[Hole]:
+        return self._chosen.sweep()
+
+    def holes(self) -> list[Hole]:
+        return _distinct(hole for each in self._standing() for hole in each.holes())
+
+    def state(self, plan: Plan | None = None) -> FirewallState:
+        state = self._chosen.state(plan)
+        if state.applied:
+            return state
+        # What another backend put in place is no damage of ours, and nothing that a daemon could repair.
+        others = tuple(f"it was put in place by the backend {each.name}" for each in self._predecessors())
+        return replace(state, damage=others or state.damage)
+
+    def repair(self, plan: Plan, holes: Iterable[Hole]) -> list[Hole]:
+        names = ", ".join(each.name for each in self._predecessors())
+        if names and not self._chosen.stands():
+            raise BackendError(
+                f"the firewall is in place by the backend {names} and not by {self.name}; run `nfknock apply`"
+            )
+        return self._chosen.repair(plan, holes)
+
+    def remember(self) -> Callable[[], None]:
+        stood = self._standing()
+        if stood == [self._chosen]:
+            return self._chosen.remember()
+        remembered = [each.remember() for each in (*stood, *([] if self._chosen in stood else [self._chosen]))]
+
+        def take_back() -> None:
+            now = {hole.key: hole for hole in self.holes()}
+            for restore in remembered:
+                restore()
+            for each in stood:
+                # What was opened and shut meanwhile is as open and as shut here.
+                standing = {hole.key for hole in each.holes()}
+                each.close(standing - now.keys())
+                each.open(hole for key, hole in now.items() if key not in standing)
+
+        return take_back
+
+    def clear_out(self, doors: Mapping[str, frozenset[Opening]]) -> list[Strange]:
+        return self._chosen.clear_out(doors)
+
+    def _standing(self) -> list[Backend]:
+        """Return those whose holes count: the chosen one, unless another one stands in its place."""
+        if self._chosen.stands():
+            return [self._chosen]
+        return [*self._predecessors()] or [self._chosen]
+
+    def _predecessors(self) -> list[Backend]:
+        return [each for each in self._others() if each.stands()]
+
+
+def _is_guarded(hole: Hole, plan: Plan) -> bool:
+    return all(opening.to is None or opening in plan.forwarded for opening in hole.opens)
+
+
+def _distinct(holes: Iterable[Hole]) -> list[Hole]:
+    return list({hole.key: hole for hole in holes}.values())

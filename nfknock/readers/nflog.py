@@ -1,0 +1,169 @@
+"""Reads copies of knocks from an NFLOG group. The packets themselves go on: the rules behind drop or answer them.
+
+Fail closed: nothing in here has a say in what becomes of a packet. Without a reader, or with a full buffer, a knock is
+dropped unseen.
+
+The kernel asks for CAP_NET_ADMIN when the group is bound and never again: a process that has dropped every capability
+since goes on reading. Why the socket is set as it is: docs/design/0012-nflog.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+
+from nfknock.core.packet import Packet, parse
+from nfknock.core.plan import Answer
+from nfknock.errors import ReaderError
+from nfknock.readers import ReaderCounters, logged, owners
+
+# As many packets as are taken before timers get their turn: at 6 µs each, well below a millisecond.
+_PACKETS_AT_ONCE = 128
+# Headers are all that is wanted; the longest chain of extension headers that is parsed fits in here with room.
+_BYTES_COPIED = 512
+# Of knocks that come so fast that no rule asks for them at once. They fill a page before they are so many.
+_PACKETS_A_DATAGRAM = 32
+# In hundredths of a second, from the first packet of a datagram: 0 is the kernel's next tick.
+_FLUSH_TIMEOUT = 0
+# Half a second's worth of small packets under a flood, which is as late as an honest knock may come.
+_SOCKET_BUFFER = 4 << 20
+_LONGEST_DATAGRAM = 1 << 17
+_ALL_NUMBERS = 1 << 32
+
+# linux/netlink.h, asm-generic/socket.h; Python's socket module has neither.
+_NETFILTER, _SOL_NETLINK, _NO_ENOBUFS, _SO_RCVBUFFORCE = 12, 270, 5, 33
+_HEADER = struct.Struct("=IHHII")
+_ERROR, _REQUEST, _ACKNOWLEDGE = 2, 1, 4
+_KERNEL = 0
+# linux/netfilter/nfnetlink_log.h
+_CONFIGURE = logged.SUBSYSTEM << 8 | 1
+_COMMAND, _MODE, _TIMEOUT, _THRESHOLD, _FLAGS = 1, 2, 4, 5, 6
+_BIND, _COPY_PACKET, _WITH_NUMBERS = 1, 2, 1
+
+
+class NflogReader:
+    """One NFLOG group, for both families."""
+
+    def __init__(self, group: int, answer: Answer = "drop") -> None:
+        self.counters = ReaderCounters()
+        self.answer: Answer = answer
+        self._group = group
+        self._socket: socket.socket | None = None
+        self._buffer = memoryview(bytearray(_LONGEST_DATAGRAM))
+        self._next_number = 0
+
+    def open(self) -> None:
+        try:
+            opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETFILTER)
+        except OSError as exc:
+            raise ReaderError(f"opening NFLOG group {self._group}: {_reason(exc)}") from exc
+        try:
+            opened.bind((0, 0))
+            _widen(opened)
+            _bind(opened, self._group)
+        except OSError as exc:
+            opened.close()
+            if exc.errno in (errno.EPERM, errno.EBUSY):
+                raise ReaderError(owners.why_not_bound("nflog", self._group)) from exc
+            raise ReaderError(f"binding NFLOG group {self._group}: {_reason(exc)}") from exc
+        self._socket = opened
+
+    @property
+    def port(self) -> int:
+        assert self._socket is not None  # opened
+        return int(self._socket.getsockname()[0])
+
+    def fileno(self) -> int:
+        assert self._socket is not None  # opened
+        return self._socket.fileno()
+
+    def read(self) -> list[Packet]:
+        packets: list[Packet] = []
+        left = _PACKETS_AT_ONCE
+        while left > 0 and (datagram := self._receive()) is not None:
+            for each in logged.read(datagram):
+                left -= 1
+                packet = self._take(each) if each else None
+                if packet is None:
+                    self.counters.unreadable += 1
+                else:
+                    packets.append(packet)
+        return packets
+
+    def count_lost(self) -> int:
+        return self.counters.lost
+
+    def close(self) -> None:
+        # The kernel unbinds a group whose socket is gone.
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = None
+
+    def _receive(self) -> bytes | None:
+        """Return the next datagram of the kernel's, None if there is none for now."""
+        assert self._socket is not None  # opened
+        while True:
+            try:
+                # With MSG_TRUNC the size is that of the datagram, not of what there was room for.
+                size, (sender, _groups) = self._socket.recvfrom_into(self._buffer, 0, socket.MSG_TRUNC)
+            except BlockingIOError:
+                return None
+            except OSError as exc:
+                if exc.errno == errno.ENOBUFS:
+                    continue  # the numbers will tell how many
+                raise ReaderError(f"reading NFLOG group {self._group}: {_reason(exc)}") from exc
+            if sender == _KERNEL and size <= _LONGEST_DATAGRAM:
+                return bytes(self._buffer[:size])
+            self.counters.unreadable += 1
+
+    def _take(self, each: logged.Logged) -> Packet | None:
+        # Numbers start at 0 with the group, so what was lost before the first packet counts too.
+        self.counters.lost += (each.number - self._next_number) % _ALL_NUMBERS
+        self._next_number = each.number + 1
+        return parse(each.payload)
+
+
+def _widen(opened: socket.socket) -> None:
+    """Have a socket buffer that a flood does not fill at once, and go on when it is full."""
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SOCKET_BUFFER)
+    with contextlib.suppress(PermissionError):
+        # Beyond net.core.rmem_max; in a user namespace that is all there is.
+        opened.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _SOCKET_BUFFER)
+    # Otherwise a socket that was full once gets nothing at all until it has been read empty.
+    opened.setsockopt(_SOL_NETLINK, _NO_ENOBUFS, 1)
+
+
+def _bind(opened: socket.socket, group: int) -> None:
+    """Ask the kernel for a group's packets. Raises OSError."""
+    body = struct.pack("!BBH", socket.AF_UNSPEC, 0, group) + b"".join(
+        (
+            _attribute(_COMMAND, struct.pack("!B", _BIND)),
+            _attribute(_MODE, struct.pack("!IBx", _BYTES_COPIED, _COPY_PACKET)),
+            _attribute(_TIMEOUT, struct.pack("!I", _FLUSH_TIMEOUT)),
+            _attribute(_THRESHOLD, struct.pack("!I", _PACKETS_A_DATAGRAM)),
+            _attribute(_FLAGS, struct.pack("!H", _WITH_NUMBERS)),
+        )
+    )
+    opened.send(_HEADER.pack(_HEADER.size + len(body), _CONFIGURE, _REQUEST | _ACKNOWLEDGE, 1, 0) + body)
+    while True:
+        # The answer is there when `send` returns; packets may be in front of it, and they count as lost.
+        answer = opened.recv(_LONGEST_DATAGRAM)
+        if _HEADER.unpack_from(answer)[1] == _ERROR:
+            code = -int(struct.unpack_from("=i", answer, _HEADER.size)[0])
+            if code:
+                raise OSError(code, os.strerror(code))
+            return
+
+
+def _attribute(kind: int, content: bytes) -> bytes:
+    size = 4 + len(content)
+    return struct.pack("=HH", size, kind) + content.ljust((len(content) + 3) & ~3, b"\0")
+
+
+def _reason(exc: OSError) -> str:
+    if exc.errno in (errno.EPROTONOSUPPORT, errno.EINVAL, errno.EOPNOTSUPP):
+        return "this kernel has no NFLOG (CONFIG_NETFILTER_NETLINK_LOG)"
+    return (exc.strerror or str(exc)).lower()

@@ -1,0 +1,121 @@
+"""One backend takes over from another, with everything that is open."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+import pytest
+
+from nfknock.backends.succession import Succession
+from nfknock.core.model import Hole, Opening, Port
+from nfknock.core.plan import Plan
+from nfknock.errors import BackendError
+from tests.fakes import FakeBackend
+
+PLAN = Plan(baseline=(), allowed=(), knock_ports=(Port(7101),), queue=5)
+FAR = Opening(Port(5432), ip_address("198.51.100.5"))
+
+
+def hole(last: int = 2, opening: Opening = Opening(Port(22))) -> Hole:  # noqa: B008  (it is never changed)
+    source = ip_address(f"192.0.2.{last}")
+    return Hole(door="ssh", source=source, opens=(opening,), opened_at=100.0, closes_at=None)
+
+
+def named(name: str) -> FakeBackend:
+    backend = FakeBackend()
+    backend.name = name
+    return backend
+
+
+@pytest.fixture
+def old() -> FakeBackend:
+    backend = named("old")
+    backend.apply(PLAN)
+    backend.open([hole()])
+    return backend
+
+
+@pytest.fixture
+def new() -> FakeBackend:
+    return named("new")
+
+
+@pytest.fixture
+def both(old: FakeBackend, new: FakeBackend) -> Succession:
+    return Succession(new, lambda: [old])
+
+
+def test_holes_come_along_and_nothing_of_the_old_one_is_left(
+    both: Succession, old: FakeBackend, new: FakeBackend
+) -> None:
+    change = both.apply(PLAN)
+    assert change.changed
+    assert change.replaced == ("old",)
+    assert new.holes() == [hole()]
+    assert not old.stands()
+    assert not both.apply(PLAN).changed
+
+
+def test_a_hole_to_what_is_forwarded_no_more_stays_behind(both: Succession, old: FakeBackend, new: FakeBackend) -> None:
+    old.open([hole(3)])
+    old._holes[hole(4).key] = hole(4, FAR)
+    both.apply(PLAN)
+    assert new.holes() == [hole(2), hole(3)]
+
+
+def test_a_dry_run_says_who_goes(both: Succession, old: FakeBackend, new: FakeBackend) -> None:
+    change = both.apply(PLAN, dry_run=True)
+    assert change.changed
+    assert "old" in change.difference[-1]
+    assert old.stands()
+    assert not new.stands()
+
+
+def test_where_the_old_one_cannot_go_the_new_one_does_not_stay(
+    both: Succession, old: FakeBackend, new: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> None:
+        raise BackendError("the lock is held")
+
+    monkeypatch.setattr(old, "remove", fails)
+    with pytest.raises(BackendError, match="the lock is held"):
+        both.apply(PLAN)
+    assert old.stands()
+    assert old.holes() == [hole()]
+    assert not new.stands()
+
+
+def test_before_the_move_what_is_open_is_the_old_ones(both: Succession, old: FakeBackend) -> None:
+    assert both.stands()
+    assert both.holes() == [hole()]
+    assert both.state(PLAN).damage == ("it was put in place by the backend old",)
+    assert both.close([hole().key]) == [hole()]
+    assert old.holes() == []
+
+
+def test_a_daemon_repairs_nothing_where_another_one_stands(
+    both: Succession, old: FakeBackend, new: FakeBackend
+) -> None:
+    with pytest.raises(BackendError, match="in place by the backend old and not by new; run `nfknock apply`"):
+        both.repair(PLAN, [])
+    assert not new.stands()
+    old.remove()
+    assert both.repair(PLAN, [hole()]) == [hole()]
+
+
+def test_taken_back_the_old_one_has_what_is_open_by_then(both: Succession, old: FakeBackend, new: FakeBackend) -> None:
+    old.open([hole(3)])
+    take_back = both.remember()
+    both.apply(PLAN)
+    new.open([hole(4)])
+    new.close([hole(3).key])
+    take_back()
+    assert not new.stands()
+    assert old.holes() == [hole(2), hole(4)]
+
+
+def test_remove_takes_out_both(both: Succession, old: FakeBackend, new: FakeBackend) -> None:
+    new.apply(PLAN)
+    assert both.remove().changed
+    assert [each.stands() for each in (old, new, both)] == [False] * 3
+    assert not both.remove().changed
