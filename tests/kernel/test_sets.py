@@ -92,6 +92,22 @@ def test_the_kernel_shuts_by_itself_and_on_time(backend: IptablesBackend) -> Non
     assert 0 <= time.time() - short.closes_at < 5
 
 
+def test_a_clock_that_is_set_back_keeps_nothing_open(namespace: None) -> None:
+    ahead = 3600.0
+    backend = IptablesBackend(lambda: time.time() + ahead, BackendChoice(name="ipset"))
+    backend.apply(PLAN)
+    now = time.time() + ahead
+    first = replace(hole(), opened_at=now, closes_at=now + 2)
+    backend.open([first])
+    ahead = 0.0
+    [seen] = backend.holes()
+    assert seen.closes_at is not None
+    assert seen.closes_at < time.time() + 60, "what is left by the kernel's count, not an hour"
+    again = replace(first, opened_at=time.time(), closes_at=time.time() + 3)
+    backend.open([again])
+    wait_until(lambda: backend.holes() == [], "the kernel to shut it", within=10)
+
+
 def test_what_lasts_longer_than_the_kernel_counts_ends_then(backend: IptablesBackend) -> None:
     [standing] = backend.open([hole(seconds=366 * 86400)])
     assert standing.closes_at == pytest.approx(time.time() + LONGEST, abs=60)

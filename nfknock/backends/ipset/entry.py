@@ -1,7 +1,7 @@
-"""One entry of a set, read without any library.
+"""One entry of a set, as bytes: cut out of the kernel's answers, and put into what it is told.
 
-pyroute2 gives every attribute an object of its own: ten thousand holes would take it a second. What is here cuts the
-kernel's answers at fixed places (linux/netfilter/ipset/ip_set.h).
+pyroute2 gives every attribute an object of its own: ten thousand holes would take it seconds. The numbers are those of
+linux/netfilter/ipset/ip_set.h.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from nfknock.core.model import PROTOCOL_NUMBERS, IPAddress, Opening, Port, Protocol
-from nfknock.netlink import attributes, number, text
+from nfknock.netlink import attribute, attributes, number, text
 
 ADT = 8
+_DATA = 7
 _IP, _PORT, _TIMEOUT, _PROTOCOL = 1, 4, 6, 7
 _NAME, _IP2, _BYTES, _PACKETS, _COMMENT = 18, 20, 24, 25, 26
+_ADDRESSES = {4: 1, 6: 2}
+NESTED, _IN_NETWORK_ORDER = 0x8000, 0x4000
 _ATTRIBUTE = struct.Struct("=HH")
 # An entry begins with its source: the heads of the entry, of the address, and of what kind of address it is.
 _SOURCE_AT = 12
@@ -51,6 +54,32 @@ def read_entries(answer: bytes, sources: Collection[bytes] | None = None) -> Ite
             if sources is None or _source(listed, at) in sources:
                 yield _entry(listed[at + 4 : at + size])
             at += (size + 3) & ~3
+
+
+def write_entry(entry: Entry) -> bytes:
+    """Return an entry as it stands in a list of what is to be added, or deleted."""
+    port = entry.opening.port
+    parts = [
+        _address(_IP, entry.source),
+        _number(_PORT, port.number, 2),
+        attribute(_PROTOCOL, bytes([PROTOCOL_NUMBERS[port.protocol]])),
+        _number(_TIMEOUT, entry.timeout, 4),
+        _number(_BYTES, entry.bytes, 8),
+        _number(_PACKETS, entry.packets, 8),
+        attribute(_COMMENT, entry.comment.encode() + b"\0"),
+    ]
+    if entry.opening.to is not None:
+        parts.append(_address(_IP2, entry.opening.to))
+    return attribute(_DATA | NESTED, b"".join(parts))
+
+
+def _address(kind: int, address: IPAddress) -> bytes:
+    inner = attribute(_ADDRESSES[address.version] | _IN_NETWORK_ORDER, address.packed)
+    return attribute(kind | NESTED, inner)
+
+
+def _number(kind: int, value: int, size: int) -> bytes:
+    return attribute(kind | _IN_NETWORK_ORDER, value.to_bytes(size))
 
 
 def read_members(answer: bytes) -> Iterator[str]:

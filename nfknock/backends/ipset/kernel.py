@@ -9,28 +9,33 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from nfknock import netlink
-from nfknock.backends.ipset.entry import Entry, read_entries, read_members
-from nfknock.core.model import PROTOCOL_NUMBERS, Family, IPAddress
+from nfknock.backends.ipset.entry import ADT, NESTED, Entry, read_entries, read_members, write_entry
+from nfknock.core.model import Family, IPAddress
 from nfknock.errors import BackendError, MissingDependencyError
 
 # In seconds, what the kernel takes at most (IPSET_MAX_TIMEOUT): nearly 25 days.
 LONGEST = 2147483
 
 # linux/netfilter/ipset/ip_set.h; what stands in a set's head has other numbers than what stands in an entry.
-_SUBSYSTEM, _LIST = 6, 7
-_PROTOCOL, _SETNAME, _TYPENAME, _FLAGS, _DATA = 1, 2, 3, 6, 7
+_SUBSYSTEM, _LIST, _ADD, _DELETE = 6, 7, 9, 10
+_REQUEST, _ACKNOWLEDGED, _EXCLUSIVE = 1, 4, 0x200
+_PROTOCOL, _SETNAME, _TYPENAME, _FLAGS, _DATA, _LINE = 1, 2, 3, 6, 7, 9
 _SIZE, _REFERENCES = 19, 25
 _HEADS_ONLY = struct.pack("!I", 1 << 2)
 _PROTOCOL_VERSION = b"\x06"
 _NO_TYPE, _REFERENCED, _EXISTS = 4098, 4100, 4103
 # The same number for a set that is full, and for a list that is to have a set that is not there.
 _FULL = _NO_MEMBER = 4352
+
+# The length of an attribute has 16 bits, and so has that of the list of entries.
+_AT_ONCE = 200
 
 _FAMILIES: dict[Family, int] = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 _LIST_TYPE = "list:set"
@@ -176,25 +181,28 @@ class Sets:
             self._open().add(listed, name, etype="set", exclusive=False)
         return attempt.is_done
 
-    def put(self, name: str, entry: Entry, *, older: Entry | None = None, exclusive: bool = False) -> bool:
-        """Write an entry, over an older one; if it has to be new, return False where it is not."""
+    def add(self, name: str, entries: Sequence[Entry], *, older: Iterable[Entry] = (), exclusive: bool = False) -> bool:
+        """Write entries, over those `older` ones that stand; if they have to be new, return False where one is not."""
         if self._rehearsed is not None:
-            self._rehearsed.append(f'+ add {name} {entry} timeout {entry.timeout} comment "{entry.comment}"')
+            self._rehearsed += [f"+ {_line(name, entry)}" for entry in entries]
             return True
-        if not self._put(name, entry, exclusive=exclusive):
-            return False
         if name in self._known:
-            self._known[name].add(entry.source)
-        self._undo.append(lambda: self._put(name, older) if older else self._take(name, entry))
+            self._known[name].update(entry.source for entry in entries)
+        if exclusive:
+            return all(self._add_one(name, entry) for entry in entries)
+        overwritten = tuple(older)
+        # Before they are written: of many, some may be when it fails.
+        self._undo.append(lambda: self._put_back(name, entries, overwritten))
+        self._add(name, entries)
         return True
 
-    def take(self, name: str, entry: Entry) -> None:
-        """Take an entry out; one that is gone is no error."""
+    def take(self, name: str, entries: Sequence[Entry]) -> None:
+        """Take entries out; one that is gone is no error."""
         if self._rehearsed is not None:
-            self._rehearsed.append(f'- add {name} {entry} timeout {entry.timeout} comment "{entry.comment}"')
+            self._rehearsed += [f"- {_line(name, entry)}" for entry in entries]
             return
-        self._take(name, entry)
-        self._undo.append(lambda: self._put(name, entry))
+        self._undo.append(lambda: self._add(name, entries))
+        self._take(name, entries)
 
     def resize(self, name: str, family: Family, kind: str) -> None:
         """Have a set take as many entries as sets are to, with all that it has."""
@@ -205,9 +213,7 @@ class Sets:
         with _explained(f"making room in the set {name}"):
             self._create(other, family, kind, self.size)
         try:
-            for entry in self.entries(name):
-                if entry:
-                    self._put(other, entry)
+            self._add(other, [entry for entry in self.entries(name) if entry])
             with _explained(f"making room in the set {name}"):
                 self._open().swap(name, other)
         finally:
@@ -258,27 +264,39 @@ class Sets:
             )
         return attempt.is_done
 
-    def _put(self, name: str, entry: Entry, *, exclusive: bool = False) -> bool:
-        what, etype, family = _element(entry)
-        gone = (_EXISTS,) if exclusive else ()
-        with _explained(f"adding {entry} to the set {name}", gone=gone) as attempt:
-            self._open().add(
-                name,
-                what,
-                family=family,
-                etype=etype,
-                exclusive=exclusive,
-                timeout=entry.timeout,
-                comment=entry.comment,
-                packets=entry.packets,
-                bytes=entry.bytes,
-            )
+    def _add_one(self, name: str, entry: Entry) -> bool:
+        """Write an entry; False if there is one already."""
+        with _explained(f"adding to the set {name}", gone=(_EXISTS,)) as attempt:
+            self._tell(_ADD, name, [entry], flags=_EXCLUSIVE)
+            self._undo.append(lambda: self._take(name, [entry]))
         return attempt.is_done
 
-    def _take(self, name: str, entry: Entry) -> None:
-        what, etype, family = _element(entry)
-        with _explained(f"taking {entry} out of the set {name}", gone=(_EXISTS, errno.ENOENT)):
-            self._open().delete(name, what, family=family, etype=etype)
+    def _add(self, name: str, entries: Sequence[Entry]) -> None:
+        with _explained(f"adding to the set {name}"):
+            self._tell(_ADD, name, entries)
+
+    def _take(self, name: str, entries: Sequence[Entry]) -> None:
+        with _explained(f"taking out of the set {name}", gone=(_EXISTS, errno.ENOENT)):
+            self._tell(_DELETE, name, entries)
+
+    def _put_back(self, name: str, entries: Sequence[Entry], older: Sequence[Entry]) -> None:
+        self._take(name, entries)
+        self._add(name, older)
+
+    def _tell(self, command: int, name: str, entries: Sequence[Entry], flags: int = 0) -> None:
+        """Have the kernel add or delete entries, in as few messages as they fit in."""
+        reached = self._open()
+        for first in range(0, len(entries), _AT_ONCE):
+            message = _message_class()()
+            message["nfgen_family"] = socket.AF_INET
+            message["attrs"] = [
+                ("PROTOCOL", _PROTOCOL_VERSION[0]),
+                ("SETNAME", name),
+                ("LINE", 0),
+                ("ENTRIES", b"".join(map(write_entry, entries[first : first + _AT_ONCE]))),
+            ]
+            for _answer in reached.nlm_request(message, _SUBSYSTEM << 8 | command, _REQUEST | _ACKNOWLEDGED | flags):
+                pass
 
     def _destroy(self, name: str) -> None:
         self._known.pop(name, None)
@@ -351,15 +369,23 @@ class _explained:  # noqa: N801  (it stands where a function would)
                 raise BackendError(f"{self._what}: {str(reason).lower()} ({code})") from exc
 
 
-def _element(entry: Entry) -> tuple[tuple[object, ...], str, int]:
-    """Return an entry as pyroute2 takes it: what it is, of which parts, in which family."""
-    from pyroute2.ipset import PortEntry
+@cache
+def _message_class() -> Any:
+    """Return a message to the kernel's sets that has a list of entries as bytes; pyroute2's own has them as objects."""
+    from pyroute2.netlink.nfnetlink import nfgen_msg
 
-    port = PortEntry(entry.opening.port.number, PROTOCOL_NUMBERS[entry.opening.port.protocol])
-    family = socket.AF_INET if entry.source.version == 4 else socket.AF_INET6
-    if entry.opening.to is None:
-        return (str(entry.source), port), "ip,port", family
-    return (str(entry.source), port, str(entry.opening.to)), "ip,port,ip", family
+    kinds = (
+        (_PROTOCOL, "PROTOCOL", "uint8"),
+        (_SETNAME, "SETNAME", "asciiz"),
+        (ADT | NESTED, "ENTRIES", "cdata"),
+        (_LINE, "LINE", "be32"),
+    )
+    return type("_Message", (nfgen_msg,), {"nla_map": kinds})
+
+
+def _line(name: str, entry: Entry) -> str:
+    """Return an entry in `ipset save` notation."""
+    return f'add {name} {entry} timeout {entry.timeout} comment "{entry.comment}"'
 
 
 def _reading(what: str, exc: OSError) -> BackendError:

@@ -41,7 +41,7 @@ class IptablesBackend:
         self.name = choice.name
         self._clock = clock
         self._sets = Sets(choice.set_size)
-        self._stores: tuple[Store, ...] = (RuleStore(), SetStore(self._sets))
+        self._stores: tuple[Store, ...] = (RuleStore(), SetStore(self._sets, clock))
         self._store = next(store for store in self._stores if store.name == choice.name)
         families: tuple[Family, ...] = ("ipv4", "ipv6") if has_ipv6() else ("ipv4",)
         self._tables = {family: FilterTable(family) for family in families}

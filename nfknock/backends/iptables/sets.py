@@ -32,7 +32,9 @@ _LISTS: dict[str, dict[Family, str]] = {
 _TYPES = {HOLES: "hash:ip,port", FORWARD_HOLES: "hash:ip,port,ip"}
 # Of the kernel's 31 bytes for a set's name, what is left for a door's.
 _LONGEST_NAME = 20
-# So far a clock that was set back may be behind before the kernel's word on what is left counts more than the date.
+# So many holes are opened without a look at what else is there.
+_FEW = 16
+# Where an entry's date is so much later than the end that the kernel counts down to, the clock was set back meanwhile.
 _TOLERANCE = 10.0
 
 
@@ -41,8 +43,9 @@ class SetStore:
 
     name = "ipset"
 
-    def __init__(self, sets: Sets) -> None:
+    def __init__(self, sets: Sets, clock: Callable[[], float]) -> None:
         self._sets = sets
+        self._clock = clock
 
     def probe(self, family: Family) -> None:
         name = f"nfknock-{family}"
@@ -108,8 +111,8 @@ class SetStore:
             for name, entry, part in self._parts(table, _looked_at(table), keys)
             if entry and part and (keys is None or part.key in keys) and is_meant(part)
         ]
-        for name, entry, _part in gone:
-            self._sets.take(name, entry)
+        for name, entries in _grouped((name, entry) for name, entry, _part in gone).items():
+            self._sets.take(name, entries)
         return _join(part for _name, _entry, part in gone)
 
     def lost(self, table: FilterTable, chains: Iterable[str]) -> Callable[[Hole, Opening], bool]:
@@ -129,7 +132,7 @@ class SetStore:
     def put_back(self, table: FilterTable, hole: Hole, now: float) -> None:
         for name, entry in _entries(hole, now):
             self._ensure(name, table.family, entry.opening)
-            self._sets.put(name, entry)
+            self._sets.add(name, [entry])
 
     def clear_out(self, table: FilterTable, doors: Mapping[str, frozenset[Opening]]) -> list[Strange]:
         strange: list[Strange] = []
@@ -137,7 +140,7 @@ class SetStore:
         for name, entry, part in list(self._parts(table, hole_chains(table))):
             reason = _why_strange(name, entry, part, doors)
             if entry and reason:
-                self._sets.take(name, entry)
+                self._sets.take(name, [entry])
                 closed.setdefault(reason, []).extend([part] if part else [])
         for reason, parts in closed.items():
             strange += [Strange(hole=hole, reason=reason) for hole in _join(parts)]
@@ -161,30 +164,40 @@ class SetStore:
 
     def _dig(self, table: FilterTable, wanted: Mapping[Key, Hole], now: float) -> list[Hole] | None:
         """Open these holes; None if a set had what it was not known to have, and then some may be open."""
-        older = self._older(table, wanted)
+        due = [key for key in wanted if self._may_stand(table, key)]
+        # What is read under the lock is all there is; reading for one costs what reading for all costs.
+        is_known = bool(due) or len(wanted) > _FEW
+        older = self._older(table, wanted) if is_known else {}
         parts = [part for _name, _entry, part in older.values() if not part.is_expired(now)]
         standing = dict(wanted)
         for hole in _join(parts):
             standing[hole.key] = standing[hole.key].renewed(hole)
         standing = {key: _limited(hole, now) for key, hole in standing.items()}
-        for hole in standing.values():
-            for name, entry in _entries(hole, now):
-                known = older.pop((name, entry.source, entry.opening), None)
-                self._ensure(name, table.family, entry.opening)
-                if not self._sets.put(name, entry, older=known[1] if known else None, exclusive=known is None):
-                    return None
-        for name, entry, _part in older.values():
-            self._sets.take(name, entry)
+        entries = _grouped(each for hole in standing.values() for each in _entries(hole, now))
+        for name, some in entries.items():
+            self._ensure(name, table.family, some[0].opening)
+            replaced = [
+                older.pop(key)[1] for key in [(name, each.source, each.opening) for each in some] if key in older
+            ]
+            # One after the other where it is not known what is there, all in one where it is.
+            if not self._sets.add(name, some, older=replaced, exclusive=not is_known):
+                return None
+        for name, others in _grouped((name, entry) for name, entry, _part in older.values()).items():
+            self._sets.take(name, others)
         return list(standing.values())
 
-    def _older(self, table: FilterTable, wanted: Mapping[Key, Hole]) -> dict[object, tuple[str, Entry, Hole]]:
+    def _older(self, table: FilterTable, wanted: Collection[Key]) -> dict[object, tuple[str, Entry, Hole]]:
         """Return the parts of these holes that stand, each by its set and what it is there."""
-        due = [key for key in wanted if any(self._sets.may_have(name, key[1]) for name in _names_of(table, key[0]))]
         return {
             (name, entry.source, entry.opening): (name, entry, part)
-            for name, entry, part in self._parts(table, hole_chains(table), due)
+            for name, entry, part in self._parts(table, hole_chains(table), wanted)
             if entry and part and part.key in wanted
         }
+
+    def _may_stand(self, table: FilterTable, key: Key) -> bool:
+        door, source = key
+        names = (_name(_LISTS[chain][table.family], door) for chain in hole_chains(table))
+        return any(self._sets.may_have(name, source) for name in names)
 
     def _parts(
         self, table: FilterTable, chains: Iterable[str], keys: Collection[Key] | None = None
@@ -196,7 +209,7 @@ class SetStore:
             listed = _LISTS[chain][table.family]
             names = self._names(table.family, chain) if doors is None else [_name(listed, door) for door in doors]
             for name in names:
-                yield from ((name, entry, _part(entry)) for entry in self._sets.entries(name, sources))
+                yield from ((name, entry, _part(entry, self._clock())) for entry in self._sets.entries(name, sources))
 
     def _names(self, family: Family, chain: str) -> list[str]:
         return self._sets.members(_LISTS[chain][family])
@@ -246,8 +259,12 @@ def _name(listed: str, door: str) -> str:
     return f"{listed}-{door}"
 
 
-def _names_of(table: FilterTable, door: str) -> list[str]:
-    return [_name(_LISTS[chain][table.family], door) for chain in hole_chains(table)]
+def _grouped(entries: Iterable[tuple[str, Entry]]) -> dict[str, list[Entry]]:
+    """Return entries by the set that they are in."""
+    found: dict[str, list[Entry]] = {}
+    for name, entry in entries:
+        found.setdefault(name, []).append(entry)
+    return found
 
 
 def _set_name(hole: Hole, opening: Opening) -> str:
@@ -286,12 +303,14 @@ def _limited(hole: Hole, now: float) -> Hole:
     return replace(hole, closes_at=now + LONGEST)
 
 
-def _part(entry: Entry | None) -> Hole | None:
+def _part(entry: Entry | None, now: float) -> Hole | None:
     """Return a hole as far as one entry tells; None if it is none of ours."""
     told = record.read_comment(entry.comment) if entry else None
     if entry is None or told is None:
         return None
     door, opened_at, closes_at = told
+    if closes_at is not None and entry.timeout and closes_at - now > entry.timeout + _TOLERANCE:
+        closes_at = now + entry.timeout
     return Hole(
         door=door,
         source=entry.source,
