@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from nfknock.backends.ipset.kernel import Sets
 from tests.setting import CHOSEN, Setting
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -225,12 +226,27 @@ class Lab:
         return connection
 
     def rules(self, *, holes: bool = True) -> str:
-        """Return both families' rules as iptables-save has them, without counters and dates."""
+        """Return both families' rules as iptables-save has them, without counters and dates.
+
+        Holes in sets are told as if they were rules.
+        """
         lines = []
         for command in ("iptables-legacy-save", "ip6tables-legacy-save"):
             text = self.bastion.run(command).stdout
             lines += [line.split(" [")[0] for line in text.splitlines() if not line.startswith("#")]
+        lines += self._entries()
         return "\n".join(line for line in lines if holes or "nfknock hole" not in line)
+
+    def _entries(self) -> list[str]:
+        sets, lines = Sets(0), []
+        with self.bastion.here():
+            for name in sets.heads():
+                for entry in sets.entries(name) if "-" in name else ():
+                    assert entry is not None
+                    port, to = entry.opening.port, f"-d {entry.opening.to} " if entry.opening.to else ""
+                    where = f"-s {entry.source} {to}-p {port.protocol} --dport {port.number}"
+                    lines.append(f'-A {name} {where} --comment "{entry.comment}" -j ACCEPT')
+        return sorted(lines)
 
     def stop(self) -> None:
         self._closing.close()

@@ -15,7 +15,7 @@ from nfknock.core.model import Family, Hole, IPAddress, Opening
 from nfknock.core.plan import BackendChoice, Plan
 from nfknock.errors import NfknockError
 
-NAMES = ("iptables",)
+NAMES = ("iptables", "ipset")
 DEFAULT = "iptables"
 
 
@@ -125,10 +125,10 @@ def make_backend(choice: BackendChoice) -> Backend:
 
 def _make(choice: BackendChoice) -> Backend:
     match choice.name:
-        case "iptables":
+        case "iptables" | "ipset":
             from nfknock.backends.iptables import IptablesBackend
 
-            return IptablesBackend()
+            return IptablesBackend(choice=choice)
         case _:
             raise ValueError(f"there is no backend {choice.name!r}")
 

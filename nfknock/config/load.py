@@ -19,6 +19,8 @@ from nfknock.knockd import KnockdError, convert, looks_like_knockd
 
 DEFAULT_PATH = Path("/etc/nfknock/nfknock.toml")
 
+# Some 300 bytes of the kernel's memory for each entry.
+_LARGEST_SET = 1 << 20
 _SECTIONS = ("firewall", "reader", "log", "doors")
 
 
@@ -99,6 +101,8 @@ def _config(path: Path, raw: dict[str, Any], notes: tuple[str, ...], tolerates: 
         if key not in _SECTIONS:
             raise ValueError(f"{key}: unknown key; known are {', '.join(_SECTIONS)}")
     firewall = sections.read_section(raw.get("firewall", {}), sections.Firewall, "firewall")
+    if not 1 <= firewall.set_size <= _LARGEST_SET:
+        raise ValueError(f"firewall.set_size: {firewall.set_size} is out of range (1 to {_LARGEST_SET})")
     reader = sections.read_section(raw.get("reader", {}), sections.Reader, "reader")
     if not 0 <= reader.queue <= 65535:
         raise ValueError(f"reader.queue: {reader.queue} is out of range (0 to 65535)")
@@ -121,7 +125,7 @@ def _config(path: Path, raw: dict[str, Any], notes: tuple[str, ...], tolerates: 
     )
     return Config(
         path=path,
-        backend=BackendChoice(name=firewall.backend),
+        backend=BackendChoice(name=firewall.backend, set_size=firewall.set_size),
         repair=firewall.repair,
         doors=doors,
         plan=plan,

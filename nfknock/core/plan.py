@@ -43,7 +43,8 @@ class BackendChoice:
     """Which backend writes the firewall, and how it stands in the host.
 
     `attach` is the base chain of the host's own ruleset ("FAMILY TABLE CHAIN") that the nftables backend stands in,
-    "" where it finds out by itself. `set_size` is how many holes a set holds, for backends that keep them in sets.
+    "" where it finds out by itself. `set_size` is how many entries a set holds, for backends that keep holes in sets:
+    one for each port that a hole opens.
     """
 
     name: str = "iptables"

@@ -43,6 +43,10 @@ class Ends:
         ticks = time.monotonic()
         return {key for key, (_date, end) in self._ends.items() if end + _GRACE <= ticks}
 
+    def has_come(self, key: Key) -> bool:
+        """Whether a hole's end has come, be it just now."""
+        return key in self._ends and self._ends[key][1] <= time.monotonic()
+
     def next(self) -> float | None:
         """Return when the first of them is over."""
         return min((end + _GRACE for _date, end in self._ends.values()), default=None)

@@ -259,6 +259,7 @@ class Firewall:
             self._note_closed(await self._call(self._backend.sweep))
             holes = await self._call(self._backend.holes)
             if not self._damage:
+                self._note_closed(self._ended(holes), is_over=True)
                 self._remember(holes)
             self._ends.see(holes, self._clock())
             if over := self._ends.over():
@@ -267,6 +268,13 @@ class Firewall:
             self._look_again(hole for hole in holes if hole.key not in over)
         except BackendError as exc:
             logs.log.warning("looking after the firewall: %s", exc)
+
+    def _ended(self, standing: Iterable[Hole]) -> list[Hole]:
+        """Return those that the kernel has taken away by itself, as it does with what is in a set."""
+        now, there = self._clock(), {hole.key for hole in standing}
+        gone = [hole for key, hole in self._holes.items() if key not in there]
+        # What is gone before its time was shut by somebody, who has said so.
+        return [hole for hole in gone if hole.is_expired(now) or self._ends.has_come(hole.key)]
 
     async def _repair(self) -> bool:
         """Put back what somebody damaged, if that is wished; True if something was. Raises BackendError."""

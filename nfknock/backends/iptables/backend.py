@@ -1,4 +1,4 @@
-"""The verbs of the iptables backend."""
+"""The verbs of the backends iptables and ipset, which differ in what a hole is stored as and in nothing else."""
 
 from __future__ import annotations
 
@@ -6,20 +6,25 @@ import difflib
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
-from ipaddress import ip_address
 from pathlib import Path
 
 from nfknock.backends import Change, FirewallState, Strange, forwarding, tracking
-from nfknock.backends.iptables import edits, record, transaction
+from nfknock.backends.ipset.kernel import Sets
+from nfknock.backends.iptables import edits, transaction
 from nfknock.backends.iptables.edits import Wanted
 from nfknock.backends.iptables.layout import ENTRANCES, FOUND, INPUT, is_own
+from nfknock.backends.iptables.rules import RuleStore
+from nfknock.backends.iptables.sets import SetStore
+from nfknock.backends.iptables.store import Key, Store, looks_at_sets
 from nfknock.backends.tracking import Session
 from nfknock.backends.xtables import binding
+from nfknock.backends.xtables.lock import xtables_lock
 from nfknock.backends.xtables.table import FilterTable, NoTableError
-from nfknock.core.model import Family, Hole, IPAddress, Opening, Port, family_of
-from nfknock.core.plan import Plan
+from nfknock.core.model import Family, Hole, IPAddress, Opening, family_of
+from nfknock.core.plan import BackendChoice, Plan
 from nfknock.errors import BackendError, TrackingError
 
 # What a write takes when nobody is in its way, in seconds.
@@ -27,14 +32,20 @@ _MOMENT = 0.1
 
 
 class IptablesBackend:
-    """Writes legacy iptables in-process. See `nfknock.backends.Backend` for the verbs."""
+    """Writes legacy iptables in-process, and sets. See `nfknock.backends.Backend` for the verbs.
 
-    name = "iptables"
+    Whichever of both it is, it knows what the other one leaves, so that one commit moves all holes.
+    """
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, clock: Callable[[], float] = time.time, choice: BackendChoice | None = None) -> None:
         # First of all, so that what is missing is said before anything else is found wrong.
         binding.iptc()
+        choice = choice or BackendChoice()
+        self.name = choice.name
         self._clock = clock
+        self._sets = Sets(choice.set_size)
+        self._stores: tuple[Store, ...] = (RuleStore(), SetStore(self._sets, clock))
+        self._store = next(store for store in self._stores if store.name == choice.name)
         families: tuple[Family, ...] = ("ipv4", "ipv6") if has_ipv6() else ("ipv4",)
         self._tables = {family: FilterTable(family) for family in families}
 
@@ -46,8 +57,7 @@ class IptablesBackend:
                 # The iptables command loads these modules itself; a host that was just booted has not got them.
                 _load_module(table.family)
                 table.refresh()
-            # Loads every extension that a hole needs: what is missing is found now, and the first knock is not slower.
-            record.entries_of(_example(table.family))
+            self._store.probe(table.family)
         if "ipv6" not in self._tables:
             return ["IPv6 is switched off in this kernel: IPv4 alone is guarded"]
         return []
@@ -55,22 +65,23 @@ class IptablesBackend:
     def stands(self) -> bool:
         for table in self._tables.values():
             table.refresh()
-        return any(is_own(chain) for table in self._tables.values() for chain in table.chains())
+        has_sets = bool(self._sets.heads()) or any(looks_at_sets(table) for table in self._tables.values())
+        if self.name == "ipset":
+            return has_sets
+        return not has_sets and any(is_own(chain) for table in self._tables.values() for chain in table.chains())
 
     def apply(self, plan: Plan, *, holes: Iterable[Hole] = (), dry_run: bool = False) -> Change:
         wanted = {family: Wanted.of(plan, family) for family in self._tables}
         brought = tuple(holes)
 
         def edit(table: FilterTable) -> bool:
-            is_changed = edits.bring_to(table, wanted[table.family])
             own = [hole for hole in brought if family_of(hole.source) == table.family]
-            edits.dig(table, own, self._clock())
-            return is_changed or bool(own)
+            return self._bring_to(table, wanted[table.family], own)
 
         idle = tuple(forwarding.idle(opening.to for opening in plan.forwarded if opening.to))
         if dry_run:
-            return replace(self._compare(wanted), warnings=idle)
-        if self.state().applied:
+            return replace(self._compare(wanted, edit), warnings=idle)
+        if self.state().applied or self._is_the_others():
             return replace(self._change(edit), warnings=idle)
         known, first = _adopt(frozenset())
         change = self._change(edit)
@@ -99,15 +110,15 @@ class IptablesBackend:
             # Another program's hold on the lock shortens nobody's time, nor does a clock that is set meanwhile.
             late = now - asked_at if abs(now - asked_at) > _MOMENT else 0.0
             own = [hole.put_off(late) for hole in wanted if family_of(hole.source) == table.family]
-            standing[table.family] = edits.dig(table, own, now)
-            return True
+            standing[table.family] = edits.dig(table, self._store, own, now)
+            return self._writes_tables
 
-        transaction.change(self._tables_of(hole.source for hole in wanted), edit)
+        transaction.change(self._tables_of(hole.source for hole in wanted), edit, self._store.writing)
         return [hole for some in standing.values() for hole in some]
 
     def close(self, holes: Iterable[tuple[str, IPAddress]]) -> list[Hole]:
-        keys = set(holes)
-        return self._close(lambda hole: hole.key in keys, self._tables_of(source for _door, source in keys))
+        keys = frozenset(holes)
+        return self._close(lambda _part: True, self._tables_of(source for _door, source in keys), keys)
 
     def sweep(self) -> list[Hole]:
         now = self._clock()
@@ -120,7 +131,8 @@ class IptablesBackend:
         found: list[Hole] = []
         for table in self._tables.values():
             table.refresh()
-            found += edits.holes(table)
+            if self._store.is_in(table):
+                found += self._store.holes(table)
         return found
 
     def state(self, plan: Plan | None = None) -> FirewallState:
@@ -129,7 +141,7 @@ class IptablesBackend:
         for family, table in self._tables.items():
             table.refresh()
             policy[family] = table.policy(INPUT)
-            damage += edits.damage(table, Wanted.of(plan, family) if plan else None)
+            damage += edits.damage(table, Wanted.of(plan, family) if plan else None, self._store)
         return FirewallState(policy=policy, damage=tuple(damage))
 
     def repair(self, plan: Plan, holes: Iterable[Hole]) -> list[Hole]:
@@ -138,10 +150,10 @@ class IptablesBackend:
         missing: dict[Family, list[Hole]] = {}
 
         def edit(table: FilterTable) -> bool:
-            if not edits.damage(table, wanted[table.family]):
+            if not edits.damage(table, wanted[table.family], self._store):
                 return False
             own = [hole for hole in live if family_of(hole.source) == table.family]
-            missing[table.family] = edits.put_back(table, wanted[table.family], own)
+            missing[table.family] = edits.put_back(table, wanted[table.family], self._store, own, self._clock())
             return True
 
         self._change(edit)
@@ -151,10 +163,12 @@ class IptablesBackend:
         before = {}
         for family, table in self._tables.items():
             table.refresh()
-            before[family] = table.snapshot(is_own, INPUT, ENTRANCES)
+            store = next((each for each in self._stores if each.is_in(table)), None)
+            before[family] = (table.snapshot(is_own, INPUT, ENTRANCES), store)
 
         def edit(table: FilterTable) -> bool:
-            return edits.take_back(table, before[table.family])
+            edits.take_back(table, *before[table.family], self._stores, self._clock())
+            return True
 
         def take_back() -> None:
             self._change(edit)
@@ -165,10 +179,10 @@ class IptablesBackend:
         gone: dict[Family, list[Strange]] = {}
 
         def edit(table: FilterTable) -> bool:
-            gone[table.family] = edits.clear_out(table, doors)
+            gone[table.family] = self._store.clear_out(table, doors) if self._store.is_in(table) else []
             return bool(gone[table.family])
 
-        self._change(edit)
+        transaction.change(list(self._tables.values()), edit, self._store.writing)
         return [each for some in gone.values() for each in some]
 
     def _bleak(self) -> tuple[str, ...]:
@@ -185,31 +199,81 @@ class IptablesBackend:
             raise BackendError("IPv6 is switched off in this kernel; nothing can be opened for an IPv6 address")
         return [table for family, table in self._tables.items() if family in families]
 
-    def _close(self, is_meant: Callable[[Hole], bool], tables: list[FilterTable]) -> list[Hole]:
+    @property
+    def _writes_tables(self) -> bool:
+        """Whether a hole is a change of the tables."""
+        return self.name == "iptables"
+
+    def _close(
+        self, is_meant: Callable[[Hole], bool], tables: list[FilterTable], keys: frozenset[Key] | None = None
+    ) -> list[Hole]:
         closed: dict[Family, list[Hole]] = {}
 
         def edit(table: FilterTable) -> bool:
-            closed[table.family] = edits.fill_in(table, is_meant)
-            return bool(closed[table.family])
+            closed[table.family] = self._store.fill_in(table, is_meant, keys)
+            return self._writes_tables and bool(closed[table.family])
 
-        transaction.change(tables, edit)
+        transaction.change(tables, edit, self._store.writing)
         return [hole for some in closed.values() for hole in some]
 
-    def _change(self, edit: transaction.Edit) -> Change:
-        return Change(changed=transaction.change(list(self._tables.values()), edit))
+    def _bring_to(self, table: FilterTable, wanted: Wanted, brought: list[Hole]) -> bool:
+        """Edit a table, and move what the other store has; False if everything was so already."""
+        now = self._clock()
+        # Read under the lock, so it is what stands: it comes before what somebody has read earlier.
+        found = [
+            hole
+            for other in self._stores
+            if other is not self._store and other.is_in(table)
+            for hole in other.holes(table)
+        ]
+        is_changed = edits.bring_to(table, wanted, self._store)
+        moved: dict[Key, Hole] = {}
+        for hole in (*brought, *found):
+            opens = tuple(opening for opening in hole.opens if wanted.guards(opening))
+            if opens and not hole.is_expired(now):
+                moved[hole.key] = replace(hole, opens=opens)
+        self._store.dig(table, moved, now)
+        return is_changed or bool(moved)
 
-    def _compare(self, wanted: dict[Family, Wanted]) -> Change:
+    def _is_the_others(self) -> bool:
+        """Whether the same chains stand by the other store: what is tracked is tracked."""
+        return any(
+            other.is_in(table) and not edits.damage(table, None, other)
+            for other in self._stores
+            for table in self._tables.values()
+        )
+
+    def _change(self, edit: transaction.Edit) -> Change:
+        is_collected = False
+
+        @contextmanager
+        def writing() -> Iterator[None]:
+            nonlocal is_collected
+            with self._sets.reaching():
+                try:
+                    with self._sets.writing():
+                        yield
+                finally:
+                    # Those that no rule looks at any more, or not after all.
+                    is_collected = self._sets.collect()
+
+        changed = transaction.change(list(self._tables.values()), edit, writing)
+        return Change(changed=changed or is_collected)
+
+    def _compare(self, wanted: dict[Family, Wanted], edit: transaction.Edit) -> Change:
         """Make the edits in memory alone and say what they would change."""
         lines: list[str] = []
-        for table in self._tables.values():
-            table.refresh()
-            entrances = edits.entrances(table, wanted[table.family])
-            before = edits.saved(table, entrances)
-            edits.bring_to(table, wanted[table.family])
-            after = edits.saved(table, entrances)
-            table.refresh()
-            changed = [line for line in difflib.ndiff(before, after) if line[0] in "+-"]
-            lines += [f"# {table.family}", *changed] if changed else []
+        with xtables_lock(), self._sets.reaching(), self._sets.rehearsing() as written:
+            for table in self._tables.values():
+                table.refresh()
+                entrances = edits.entrances(table, wanted[table.family])
+                before = edits.saved(table, entrances)
+                edit(table)
+                after = edits.saved(table, entrances)
+                table.refresh()
+                changed = [line for line in difflib.ndiff(before, after) if line[0] in "+-"]
+                lines += [f"# {table.family}", *changed] if changed else []
+        lines += ["# sets", *written] if written else []
         return Change(changed=bool(lines), difference=tuple(lines))
 
 
@@ -220,12 +284,6 @@ def has_ipv6() -> bool:
     except OSError:
         return False
     return True
-
-
-def _example(family: Family) -> Hole:
-    source = ip_address("192.0.2.2" if family == "ipv4" else "2001:db8::2")
-    opens = (Opening(Port(1)), Opening(Port(1, "udp")))
-    return Hole(door="example", source=source, opens=opens, opened_at=0.0, closes_at=1.0)
 
 
 def _adopt(known: frozenset[Session]) -> tuple[frozenset[Session], tuple[str, ...]]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from nfknock.backends import Strange
-from nfknock.backends.iptables import layout, record
+from nfknock.backends.iptables import layout
 from nfknock.backends.iptables.layout import (
     AT_ONCE,
     COPIES,
@@ -21,6 +20,7 @@ from nfknock.backends.iptables.layout import (
     MAIN,
     is_own,
 )
+from nfknock.backends.iptables.store import Key, Store, hole_chains
 from nfknock.backends.xtables import binding
 from nfknock.backends.xtables.binding import Encoded
 from nfknock.backends.xtables.entry import Entry
@@ -58,16 +58,21 @@ class Wanted:
         """The chains that holes stand in."""
         return (HOLES, FORWARD_HOLES) if self.forwarded else (HOLES,)
 
+    def guards(self, opening: Opening) -> bool:
+        """Whether the rules lead to holes with this opening."""
+        return opening.to is None or opening in self.forwarded
 
-def bring_to(table: FilterTable, wanted: Wanted) -> bool:
+
+def bring_to(table: FilterTable, wanted: Wanted, store: Store) -> bool:
     """Edit a table so that it holds our part; False if it did already."""
-    is_stale = _retire(table, wanted)
+    is_stale = _retire(table, wanted, store)
     chains = table.chains()
     new = [name for name in (*wanted.chains, *wanted.hole_chains) if name not in chains]
     if not set(FOUND.values()) & set(chains):
         new.append(FOUND[table.policy(INPUT)])
     for chain in new:
         table.create_chain(chain)
+    is_settled = store.settle(table, wanted.hole_chains)
     outdated = [chain for chain, rules in wanted.chains.items() if not table.holds(chain, rules)]
     for chain in outdated:
         table.fill(chain, (rule.entry for rule in wanted.chains[chain]))
@@ -80,10 +85,10 @@ def bring_to(table: FilterTable, wanted: Wanted) -> bool:
     is_open = table.policy(INPUT) != "DROP"
     if is_open:
         table.set_policy(INPUT, "DROP")
-    return bool(is_stale or new or outdated or unused or misplaced or is_open)
+    return bool(is_stale or new or is_settled or outdated or unused or misplaced or is_open)
 
 
-def _retire(table: FilterTable, wanted: Wanted) -> bool:
+def _retire(table: FilterTable, wanted: Wanted, store: Store) -> bool:
     """Take out what is forwarded no more; False if there was nothing."""
     own = [name for name in (FORWARDED, FORWARD_HOLES) if name in table.chains()]
     if own and not wanted.forwarded:
@@ -91,11 +96,7 @@ def _retire(table: FilterTable, wanted: Wanted) -> bool:
         _delete_chains(table, own)
         return True
     # Nothing leads to them any more, so nobody is to read there that they are open.
-    holes = record.parts(table.entries(FORWARD_HOLES)) if FORWARD_HOLES in own else ()
-    closed = [entry for entry, hole in holes if not wanted.forwarded.issuperset(hole.opens)]
-    for entry in closed:
-        table.delete(FORWARD_HOLES, entry)
-    return bool(closed)
+    return bool(store.fill_in(table, lambda part: not wanted.guards(part.opens[0])))
 
 
 def _is_on_top(table: FilterTable, chain: str, jump: Encoded) -> bool:
@@ -147,36 +148,13 @@ def is_bare(table: FilterTable) -> bool:
     return all(entry.jump == MAIN for entry in table.entries(INPUT))
 
 
-def holes(table: FilterTable) -> list[Hole]:
-    """Return the holes that stand in a table."""
-    return record.read_holes(entry for chain in _hole_chains(table) for entry in table.entries(chain))
-
-
-def _hole_chains(table: FilterTable) -> list[str]:
-    chains = table.chains()
-    return [chain for chain in (HOLES, FORWARD_HOLES) if chain in chains]
-
-
-def dig(table: FilterTable, holes: Iterable[Hole], now: float) -> list[Hole]:
-    """Edit a table so that these holes are open; return them as they then stand."""
-    if damage(table, None):
+def dig(table: FilterTable, store: Store, holes: Iterable[Hole], now: float) -> list[Hole]:
+    """Open these holes in a table that is, or will be, in place; return them as they then stand."""
+    if damage(table, None, store):
         raise BackendError("the firewall is not in place; run `nfknock apply` first")
-    wanted = {hole.key: hole for hole in holes}
+    wanted: dict[Key, Hole] = {hole.key: hole for hole in holes}
     _check_guarded(table, {opening for hole in wanted.values() for opening in hole.opens if opening.to})
-    sources = {hole.source.packed for hole in wanted.values()}
-    older: list[Entry] = []
-    for chain in _hole_chains(table):
-        near = [entry for entry in table.entries(chain) if entry.packed_source in sources]
-        same = [(entry, part) for entry, part in record.parts(near) if part.key in wanted]
-        for entry, _part in same:
-            table.delete(chain, entry)
-        older += [entry for entry, part in same if not part.is_expired(now)]
-    for hole in record.read_holes(older):
-        wanted[hole.key] = wanted[hole.key].renewed(hole)
-    for hole in wanted.values():
-        for chain, entry in record.entries_of(hole):
-            table.append(chain, entry)
-    return list(wanted.values())
+    return store.dig(table, wanted, now)
 
 
 def _check_guarded(table: FilterTable, openings: set[Opening]) -> None:
@@ -190,18 +168,7 @@ def _check_guarded(table: FilterTable, openings: set[Opening]) -> None:
             raise BackendError(f"the firewall does not guard {opening} yet; run `nfknock apply` first")
 
 
-def fill_in(table: FilterTable, is_meant: Callable[[Hole], bool]) -> list[Hole]:
-    """Edit a table so that the holes that are meant are gone; return them."""
-    gone: list[Entry] = []
-    for chain in _hole_chains(table):
-        mine = [entry for entry, hole in record.parts(table.entries(chain)) if is_meant(hole)]
-        for entry in mine:
-            table.delete(chain, entry)
-        gone += mine
-    return record.read_holes(gone)
-
-
-def damage(table: FilterTable, wanted: Wanted | None) -> list[str]:
+def damage(table: FilterTable, wanted: Wanted | None, store: Store) -> list[str]:
     """Say what somebody did to our part, in words; with `wanted` also to single rules, if that is what was put here.
 
     Where another plan stands than the one that is asked about, it is nobody's damage.
@@ -222,6 +189,7 @@ def damage(table: FilterTable, wanted: Wanted | None) -> list[str]:
     found += [
         f"the rules of {chain} were changed" for chain in own if chain in chains and _differs(table, chain, wanted)
     ]
+    found += store.damage(table, [chain for chain in own if chain in hole_chains(table)])
     return [f"{table.family}: {what}" for what in found]
 
 
@@ -249,79 +217,48 @@ def _differs(table: FilterTable, chain: str, wanted: Wanted | None) -> bool:
     return needed is not None and not any(entry.jump == needed for entry in table.entries(chain))
 
 
-def put_back(table: FilterTable, wanted: Wanted, holes: Iterable[Hole]) -> list[Hole]:
-    """Edit a damaged table so that our part stands again, and of these holes what is missing; return those."""
-    flushed = [chain for chain in wanted.hole_chains if _is_flushed(table, chain)]
-    bring_to(table, wanted)
+def put_back(table: FilterTable, wanted: Wanted, store: Store, holes: Iterable[Hole], now: float) -> list[Hole]:
+    """Put our part of a damaged table right, and of these holes what is missing; return those."""
+    is_lost = store.lost(table, wanted.hole_chains)
+    bring_to(table, wanted, store)
     missing: list[Hole] = []
     for hole in holes:
-        due = [each for each in hole.opens if each.to is None or each in wanted.forwarded]
-        lost = tuple(opening for opening in due if layout.holes_chain(opening) in flushed)
+        due = [each for each in hole.opens if wanted.guards(each)]
+        lost = tuple(opening for opening in due if is_lost(hole, opening))
         if lost:
             # What is left of it has its counters still.
             part = hole if lost == hole.opens else replace(hole, opens=lost, packets=0, bytes=0)
-            for chain, entry in record.entries_of(part):
-                table.append(chain, entry)
+            store.put_back(table, part, now)
             missing.append(hole)
     return missing
 
 
-def _is_flushed(table: FilterTable, chain: str) -> bool:
-    """Whether holes are missing from a chain; whoever flushes flushes everything.
+def take_back(table: FilterTable, before: Snapshot, store: Store | None, stores: Iterable[Store], now: float) -> None:
+    """Edit a table so that our part is as it was; holes that were dug or filled in meanwhile are as they are now.
 
-    Where our other rules stand, what the chain has is what there is.
+    `store` is what held the holes before, None if nothing did; one of `stores` may hold them now.
     """
-    beside = KNOCKS if chain == HOLES else FORWARDED
-    chains = table.chains()
-    return chain not in chains or not any(table.entries(each) for each in (chain, beside) if each in chains)
-
-
-def take_back(table: FilterTable, before: Snapshot) -> bool:
-    """Edit a table so that our part is as it was; holes that were dug or filled in meanwhile are as they are now."""
+    current = next((each for each in stores if each.is_in(table)), None)
+    holes = current.holes(table) if current else []
     chains = dict(before.chains)
-    for chain in _hole_chains(table):
-        if chain in chains:
+    for chain in hole_chains(table):
+        if chain in chains and current is store:
             chains[chain] = tuple(table.entries(chain))
     table.restore(replace(before, chains=chains), is_own, INPUT, ENTRANCES)
-    return True
+    if store is None or current is store:
+        return
+    for chain in hole_chains(table):
+        table.fill(chain, ())
+    store.settle(table, hole_chains(table))
+    if current:
+        guarded = [_guarded(table, hole) for hole in holes if not hole.is_expired(now)]
+        store.dig(table, {hole.key: hole for hole in guarded if hole.opens}, now)
 
 
-def clear_out(table: FilterTable, doors: Mapping[str, frozenset[Opening]]) -> list[Strange]:
-    """Edit a table so that every hole's rule is one that nfknock wrote for one of these doors; return those that go."""
-    gone: dict[str, list[Entry]] = {}
-    seen: set[object] = set()
-    for chain in _hole_chains(table):
-        parts = {id(entry): hole for entry, hole in record.parts(table.entries(chain))}
-        for entry in table.entries(chain):
-            reason = _why_strange(chain, entry, parts.get(id(entry)), doors, seen)
-            if reason:
-                table.delete(chain, entry)
-                gone.setdefault(reason, []).append(entry)
-    strange: list[Strange] = []
-    for reason, entries in gone.items():
-        holes = record.read_holes(entries)
-        strange += [Strange(hole=hole, reason=reason) for hole in holes]
-        strange += [] if holes else [Strange(hole=None, reason=f"{table.family}: {reason}")]
-    return strange
-
-
-def _why_strange(
-    chain: str, entry: Entry, hole: Hole | None, doors: Mapping[str, frozenset[Opening]], seen: set[object]
-) -> str:
-    """Say why a rule has no place in this chain of holes, "" if it has."""
-    if hole is None:
-        return f"a rule in {chain} that is no hole was taken out"
-    if hole.door not in doors:
-        return "there is no such door any more"
-    if not doors[hole.door].issuperset(hole.opens):
-        return "the door does not open that any more"
-    [written] = record.encode(hole)
-    if not written.equals(entry) or chain != layout.holes_chain(hole.opens[0]):
-        return "its rule was edited"
-    if (hole.key, hole.opens) in seen:
-        return "its rule stood twice"
-    seen.add((hole.key, hole.opens))
-    return ""
+def _guarded(table: FilterTable, hole: Hole) -> Hole:
+    """Return a hole without what its chain is not there for."""
+    chains = hole_chains(table)
+    return replace(hole, opens=tuple(each for each in hole.opens if layout.holes_chain(each) in chains))
 
 
 def saved(table: FilterTable, entrances: Iterable[str]) -> list[str]:

@@ -241,6 +241,12 @@ def hole_spec(opening: Opening, source: str, comment: str, last_second: str | No
     )
 
 
+def sets_spec(chain: str, sets: str) -> Spec:
+    """Return the one rule of a chain of holes that are entries of sets."""
+    ends = {HOLES: "src,dst", FORWARD_HOLES: "src,dst,dst"}[chain]
+    return Spec(jump="ACCEPT", matches=(("set", (("match-set", (sets, ends)),)), _comment("holes")))
+
+
 def _portions(numbers: Iterable[int]) -> Iterator[Sequence[int]]:
     """Split ports into as many as one rule takes."""
     remaining = list(numbers)

@@ -1,4 +1,4 @@
-"""How a hole stands in the firewall: one rule for each of its openings, all with one comment.
+"""How a hole stands in a chain: one rule for each of its openings, all with one comment.
 
     nfknock hole ssh opened 2026-11-21T04:00:00.123Z closes 2026-11-21T04:00:30.123Z
 
@@ -35,39 +35,55 @@ def entries_of(hole: Hole) -> list[tuple[str, Entry]]:
 
 def encode(hole: Hole) -> list[Encoded]:
     """Return the rules of a hole, ready for comparing."""
-    comment = f"nfknock hole {hole.door} opened {_instant(hole.opened_at)} closes {_instant(hole.closes_at)}"
     family, source, last_second = family_of(hole.source), str(hole.source), _last_second(hole.closes_at)
-    specs = [layout.hole_spec(opening, source, comment, last_second) for opening in hole.opens]
+    specs = [layout.hole_spec(opening, source, comment_of(hole), last_second) for opening in hole.opens]
     return [binding.encode(family, spec) for spec in specs]
+
+
+def comment_of(hole: Hole) -> str:
+    """Return what is written beside each part of a hole; at most 120 characters."""
+    return f"nfknock hole {hole.door} opened {_instant(hole.opened_at)} closes {_instant(hole.closes_at)}"
+
+
+def read_comment(comment: str) -> tuple[str, float, float | None] | None:
+    """Return the door, the opening and the closing time that a comment tells; None if it is none of ours."""
+    match = _COMMENT.fullmatch(comment)
+    if match is None:
+        return None
+    try:
+        opened_at, closes_at = _parse(match["opened"]), _parse(match["closes"])
+    except ValueError:
+        return None
+    return None if opened_at is None else (match["door"], opened_at, closes_at)
 
 
 def read_holes(entries: Iterable[Entry]) -> list[Hole]:
     """Return the holes that these rules make up; rules that are none of ours are passed over."""
+    return join(hole for _entry, hole in parts(entries))
+
+
+def join(parts: Iterable[Hole]) -> list[Hole]:
+    """Return the holes that these parts make up."""
     found: dict[tuple[str, IPAddress], Hole] = {}
-    for _entry, hole in parts(entries):
-        known = found.get(hole.key)
-        found[hole.key] = hole if known is None else _joined(known, hole)
+    for part in parts:
+        known = found.get(part.key)
+        found[part.key] = part if known is None else _joined(known, part)
     return list(found.values())
 
 
 def parts(entries: Iterable[Entry]) -> Iterator[tuple[Entry, Hole]]:
     """Yield each rule that belongs to a hole, with that hole as far as this one rule tells."""
     for entry in entries:
-        match = _COMMENT.fullmatch(entry.comment())
+        told = read_comment(entry.comment())
         number, protocol = entry.destination_port(), entry.protocol
-        if match is None or number is None or protocol is None or entry.jump != "ACCEPT":
+        if told is None or number is None or protocol is None or entry.jump != "ACCEPT":
             continue
-        try:
-            opened_at, closes_at = _parse(match["opened"]), _parse(match["closes"])
-        except ValueError:
-            continue
-        if opened_at is None:
-            continue
+        door, opened_at, closes_at = told
         packets, octets = entry.counters
         yield (
             entry,
             Hole(
-                door=match["door"],
+                door=door,
                 source=entry.source,
                 opens=(Opening(Port(number, protocol), entry.destination),),
                 opened_at=opened_at,

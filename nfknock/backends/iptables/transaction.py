@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from nfknock.backends.iptables.layout import ENTRANCES, INPUT, is_own
 from nfknock.backends.xtables.lock import xtables_lock
@@ -17,21 +17,25 @@ Edit = Callable[[FilterTable], bool]
 _TRIES = 5
 
 
-def change(tables: Sequence[FilterTable], edit: Edit) -> bool:
+Writing = Callable[[], AbstractContextManager[object]]
+
+
+def change(tables: Sequence[FilterTable], edit: Edit, writing: Writing = nullcontext) -> bool:
     """Apply `edit` to every table and write those for which it returned True; say whether anything was written.
 
-    May call `edit` several times, each time on a freshly read table. Raises BackendError, and then nothing changed.
+    May call `edit` several times, each time on a freshly read table and in a context of `writing`, which takes back
+    what an edit wrote beside the tables. Raises BackendError, and then nothing changed.
     """
     for _ in range(_TRIES - 1):
         try:
-            return _once(tables, edit)
+            return _once(tables, edit, writing)
         except TableChangedError:
             continue
-    return _once(tables, edit)
+    return _once(tables, edit, writing)
 
 
-def _once(tables: Sequence[FilterTable], edit: Edit) -> bool:
-    with xtables_lock():
+def _once(tables: Sequence[FilterTable], edit: Edit, writing: Writing) -> bool:
+    with xtables_lock(), writing():
         for table in tables:
             table.refresh()
         before = {table.family: table.snapshot(is_own, INPUT, ENTRANCES) for table in tables}

@@ -38,7 +38,8 @@ _SONAMES = {"c": "libc.so.6", "xtables": "libxtables.so.12", "ip4tc": "libip4tc.
 _OLD_OPTION_SIZE = 48
 _NEW_OPTION_SIZE = 56
 
-Options = tuple[tuple[str, str], ...]
+# An option with more than one word has them apart.
+Options = tuple[tuple[str, str | tuple[str, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

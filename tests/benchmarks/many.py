@@ -1,0 +1,117 @@
+"""What holes cost when there are many: each backend with 10, 1,000 and 10,000 of them, in turn on the same machine.
+
+    script/bench many [--holes N ...] [--backends NAME ...] [--rounds N]
+
+`open`, `renew` and `close` are one hole as the daemon writes it; `adopt` is reading every hole back. The commands are
+whole processes, Python's start included. Medians, in milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+
+from nfknock.backends import Backend, make_backend
+from nfknock.core.model import Hole, Opening, Port
+from nfknock.core.plan import BackendChoice
+from tests.lab import Lab
+from tests.setting import Setting
+
+_DOOR = '[doors.ssh]\nsequence = ["7101", "8203/udp", "9307/udp"]\nopen = ["22/tcp"]\nopen_timeout = "1h"\n'
+_OTHER = "203.0.113.5"
+
+
+def main() -> None:
+    """Measure and print a table."""
+    options = argparse.ArgumentParser(prog="script/bench many", description="What holes cost when there are many.")
+    options.add_argument("--holes", type=int, nargs="+", default=[10, 1_000, 10_000])
+    options.add_argument("--backends", nargs="+", default=["iptables", "ipset"])
+    options.add_argument("--rounds", type=int, default=9, help="how often each is measured (default 9)")
+    chosen = options.parse_args()
+    say(f"{'backend':9} {'holes':>6} {'what':>8} {'ms':>9}")
+    for count in chosen.holes:
+        for name in chosen.backends:
+            with tempfile.TemporaryDirectory() as directory, bastion(Path(directory), name) as (lab, backend):
+                began_at = time.perf_counter()
+                for first in range(0, count, 1000):
+                    backend.open(holes(range(first, min(first + 1000, count))))
+                say(f"{name:9} {count:6} {'fill':>8} {(time.perf_counter() - began_at) * 1000:9.1f}")
+                backend.holes()
+                rounds = [
+                    {what: measured(step) for what, step in steps(lab, backend, number).items()}
+                    for number in range(chosen.rounds)
+                ]
+                for what in rounds[0]:
+                    median = statistics.median(times[what] for times in rounds)
+                    say(f"{name:9} {count:6} {what:>8} {median * 1000:9.1f}")
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+@contextmanager
+def bastion(directory: Path, name: str) -> Iterator[tuple[Lab, Backend]]:
+    """Give a bastion with its firewall in place, and be there; the backend is as a daemon has it."""
+    lab = Lab(directory, Setting(backend=name))
+    try:
+        lab.configure(_DOOR)
+        lab.nfknock("apply")
+        os.environ.update(lab.environment)
+        with lab.bastion.here():
+            yield lab, make_backend(BackendChoice(name=name))
+    finally:
+        lab.stop()
+
+
+def holes(numbers: range) -> list[Hole]:
+    """Return holes of one door, each for another source."""
+    now = time.time()
+    return [
+        Hole(
+            door="ssh",
+            source=ip_address(f"198.{18 + number // 65536}.{number // 256 % 256}.{number % 256}"),
+            opens=(Opening(Port(22)),),
+            opened_at=now,
+            closes_at=now + 3600,
+        )
+        for number in numbers
+    ]
+
+
+def steps(lab: Lab, backend: Backend, number: int) -> dict[str, Callable[[], object]]:
+    """Return what is measured, in this order: what one step opens is shut by a later one."""
+    [other] = holes(range(100_000 + number, 100_001 + number))
+    keys = [other.key]
+    return {
+        "open": lambda: backend.open([other]),
+        "renew": lambda: backend.open([other]),
+        "close": lambda: backend.close(keys),
+        "adopt": backend.holes,
+        "sweep": backend.sweep,
+        "state": backend.state,
+        "$ open": lambda: lab.nfknock("open", "ssh", _OTHER),
+        "$ close": lambda: lab.nfknock("close", "ssh", _OTHER),
+        "$ status": lambda: lab.nfknock("status", "--json"),
+    }
+
+
+def measured(step: Callable[[], object]) -> float:
+    """Return how long it takes, in seconds."""
+    began_at = time.perf_counter()
+    step()
+    return time.perf_counter() - began_at
+
+
+if __name__ == "__main__":
+    main()
