@@ -9,18 +9,24 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 ROUTE, NETFILTER = 0, 12
 DUMP = 0x300
+NESTED = 0x8000
 
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
-_REQUEST = 1
+_REQUEST, _ACKNOWLEDGE, _EXCLUSIVE, _CREATE = 1, 4, 0x200, 0x400
+# asm/socket.h, linux/netlink.h: errors come without a copy of what they are about.
+_SNDBUFFORCE = 32
+_SOL_NETLINK, _CAP_ACK = 270, 10
+_BATCH_BEGIN, _BATCH_END = 16, 17
 _ERROR, _DONE, _OVERRUN = 2, 3, 4
 _INTERRUPTED = 0x10
 _TYPE_MASK = 0x3FFF
 _RECEIVED_AT_ONCE = 1 << 18
+_SENT_AT_ONCE = 1 << 18
 _TIMEOUT = 5.0
 
 
@@ -44,6 +50,39 @@ def ask(protocol: int, kind: int, body: bytes, flags: int = DUMP) -> Iterator[by
                 return
 
 
+def write(subsystem: int, changes: Sequence[tuple[int, bytes]]) -> None:
+    """Send changes (kind and body) to a netfilter subsystem as one transaction; what is new must not be there yet.
+
+    Raises OSError with the first reason, and then nothing was changed.
+    """
+    frame = struct.pack("=BBH", 0, 0, socket.htons(subsystem))
+    # An answer to the last one alone: it comes when all of them are in place, and thousands would not find room.
+    last = len(changes)
+    raw = _message(_BATCH_BEGIN, _REQUEST, 0, frame)
+    for at, (kind, body) in enumerate(changes, 1):
+        raw += _message(kind, _REQUEST | _CREATE | _EXCLUSIVE | (_ACKNOWLEDGE if at == last else 0), at, body)
+    raw += _message(_BATCH_END, _REQUEST, last + 1, frame)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETFILTER) as writing:
+        writing.settimeout(_TIMEOUT)
+        writing.setsockopt(socket.SOL_SOCKET, _SNDBUFFORCE, 2 * len(raw) + _SENT_AT_ONCE)
+        writing.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
+        writing.bind((0, 0))
+        writing.send(raw)
+        is_done = False
+        while not is_done:
+            try:
+                is_done = any(answer is None for answer in _messages(writing.recv(_RECEIVED_AT_ONCE)))
+            except OSError as exc:
+                # Where many changes fail, not all reasons find room. The first one did.
+                if exc.errno != errno.ENOBUFS:
+                    raise
+
+
+def _message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
+    padded = body.ljust((len(body) + 3) & ~3, b"\0")
+    return _HEADER.pack(_HEADER.size + len(body), kind, flags, sequence, 0) + padded
+
+
 def _messages(raw: bytes) -> Iterator[bytes | None]:
     """Yield the messages of one datagram, None for the end of all."""
     at = 0
@@ -60,7 +99,8 @@ def _messages(raw: bytes) -> Iterator[bytes | None]:
             if code:
                 raise OSError(code, os.strerror(code))
             yield None
-            return
+            at += (size + 3) & ~3
+            continue
         yield body
         at += (size + 3) & ~3
 

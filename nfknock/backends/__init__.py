@@ -15,7 +15,7 @@ from nfknock.core.model import Family, Hole, IPAddress, Opening
 from nfknock.core.plan import BackendChoice, Plan
 from nfknock.errors import NfknockError
 
-NAMES = ("iptables", "ipset")
+NAMES = ("iptables", "ipset", "nftables")
 DEFAULT = "iptables"
 
 
@@ -129,6 +129,10 @@ def _make(choice: BackendChoice) -> Backend:
             from nfknock.backends.iptables import IptablesBackend
 
             return IptablesBackend(choice=choice)
+        case "nftables":
+            from nfknock.backends.nftables import NftablesBackend
+
+            return NftablesBackend(choice=choice)
         case _:
             raise ValueError(f"there is no backend {choice.name!r}")
 

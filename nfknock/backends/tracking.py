@@ -71,6 +71,16 @@ def adopt_sessions(sessions: Iterable[Session]) -> int:
     return known
 
 
+def adopt(known: frozenset[Session]) -> tuple[frozenset[Session], tuple[str, ...]]:
+    """Let sessions live on that stand, but for those that are known; return them all, and warnings."""
+    standing = frozenset(standing_sessions())
+    try:
+        adopt_sessions(standing - known)
+    except TrackingError as exc:
+        return standing, (f"sessions that stand already may be cut: {exc}",)
+    return standing, ()
+
+
 def count_sessions(holes: Sequence[Hole]) -> dict[tuple[str, IPAddress], int]:
     """Return how many tracked sessions each hole's source has with what it opens. Raises TrackingError."""
     counts = {hole.key: 0 for hole in holes}

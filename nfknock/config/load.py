@@ -13,7 +13,7 @@ from nfknock.config.doors import Tolerated, read_doors
 from nfknock.config.toml import parse_toml, read_file
 from nfknock.config.values import at, interface, network, path_beside, ports
 from nfknock.core.model import Door, Port, Rule
-from nfknock.core.plan import BackendChoice, Plan, cut_openings, forwarded, knock_ports
+from nfknock.core.plan import BackendChoice, Plan, cut_openings, forwarded, knock_ports, opened_here
 from nfknock.errors import ConfigError
 from nfknock.knockd import KnockdError, convert, looks_like_knockd
 
@@ -117,6 +117,7 @@ def _config(path: Path, raw: dict[str, Any], notes: tuple[str, ...], tolerates: 
         allowed=allowed,
         knock_ports=knock_ports(doors),
         cut=cut_openings(doors),
+        opens=opened_here(doors),
         forwarded=forwarded(doors),
         queue=reader.queue,
         reader=reader.kind,

@@ -34,6 +34,8 @@ class Plan:
     reader: ReaderKind = "nfqueue"
     answer: Answer = "drop"
     interfaces: tuple[str, ...] = ()
+    opens: tuple[Port, ...] = ()
+    """What doors open on this host, for backends that have to know who stands in the way."""
     forwarded: tuple[Opening, ...] = ()
     cut: tuple[Opening, ...] = ()
 
@@ -55,6 +57,11 @@ class BackendChoice:
 def knock_ports(doors: Iterable[Door]) -> tuple[Port, ...]:
     """Every port that any door listens to, in a fixed order."""
     return tuple(sorted({port for door in doors for port in door.knock_ports}))
+
+
+def opened_here(doors: Iterable[Door]) -> tuple[Port, ...]:
+    """Every port of this host that any door opens, in a fixed order."""
+    return tuple(sorted({port for door in doors for port in door.opens_here}))
 
 
 def cut_openings(doors: Iterable[Door]) -> tuple[Opening, ...]:

@@ -42,6 +42,8 @@ class Rule:
 
     key: Key
     expressions: tuple[Expression, ...]
+    handle: int = 0
+    comment: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +165,20 @@ def _rule(answer: _Answer) -> Rule:
     return Rule(
         key=_key(answer, 1, 2),
         expressions=tuple(Expression(text(each[1]), dict(attributes(each.get(2, b"")))) for each in listed),
+        handle=number(answer[1].get(3, b"")),
+        comment=_comment(answer[1].get(7, b"")),
     )
+
+
+def _comment(userdata: bytes) -> str:
+    """Return what nft keeps there as the rule's comment: type 0, length, text."""
+    at = 0
+    while at + 2 <= len(userdata):
+        kind, size = userdata[at], userdata[at + 1]
+        if kind == 0:
+            return text(userdata[at + 2 : at + 2 + size])
+        at += 2 + size
+    return ""
 
 
 def _set(content: dict[int, bytes]) -> Set:

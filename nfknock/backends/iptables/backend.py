@@ -19,13 +19,12 @@ from nfknock.backends.iptables.layout import ENTRANCES, FOUND, INPUT, is_own
 from nfknock.backends.iptables.rules import RuleStore
 from nfknock.backends.iptables.sets import SetStore
 from nfknock.backends.iptables.store import Key, Store, looks_at_sets
-from nfknock.backends.tracking import Session
 from nfknock.backends.xtables import binding
 from nfknock.backends.xtables.lock import xtables_lock
 from nfknock.backends.xtables.table import FilterTable, NoTableError
 from nfknock.core.model import Family, Hole, IPAddress, Opening, family_of
 from nfknock.core.plan import BackendChoice, Plan
-from nfknock.errors import BackendError, TrackingError
+from nfknock.errors import BackendError
 
 # What a write takes when nobody is in its way, in seconds.
 _MOMENT = 0.1
@@ -83,10 +82,10 @@ class IptablesBackend:
             return replace(self._compare(wanted, edit), warnings=idle)
         if self.state().applied or self._is_the_others():
             return replace(self._change(edit), warnings=idle)
-        known, first = _adopt(frozenset())
+        known, first = tracking.adopt(frozenset())
         change = self._change(edit)
         # Once more, for those that were begun meanwhile: what they lost is sent again.
-        _known, second = _adopt(known)
+        _known, second = tracking.adopt(known)
         return replace(change, warnings=(*(first or second), *self._bleak(), *idle))
 
     def remove(self) -> Change:
@@ -284,16 +283,6 @@ def has_ipv6() -> bool:
     except OSError:
         return False
     return True
-
-
-def _adopt(known: frozenset[Session]) -> tuple[frozenset[Session], tuple[str, ...]]:
-    """Let sessions live on that stand, but for those that are known; return them all, and warnings."""
-    standing = frozenset(tracking.standing_sessions())
-    try:
-        tracking.adopt_sessions(standing - known)
-    except TrackingError as exc:
-        return standing, (f"sessions that stand already may be cut: {exc}",)
-    return standing, ()
 
 
 def _load_module(family: Family) -> None:

@@ -10,19 +10,16 @@ before the hole's end: the kernel closes by itself within the second after it.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from nfknock.backends.iptables import layout
+from nfknock.backends.labels import instant, label_of, read_label
 from nfknock.backends.xtables import binding
 from nfknock.backends.xtables.binding import Encoded
 from nfknock.backends.xtables.entry import Entry
 from nfknock.core.model import Hole, IPAddress, Opening, Port, family_of
-
-_COMMENT = re.compile(r"nfknock hole (?P<door>\S+) opened (?P<opened>\S+) closes (?P<closes>\S+)")
-_NEVER = "never"
 
 
 def entries_of(hole: Hole) -> list[tuple[str, Entry]]:
@@ -36,25 +33,8 @@ def entries_of(hole: Hole) -> list[tuple[str, Entry]]:
 def encode(hole: Hole) -> list[Encoded]:
     """Return the rules of a hole, ready for comparing."""
     family, source, last_second = family_of(hole.source), str(hole.source), _last_second(hole.closes_at)
-    specs = [layout.hole_spec(opening, source, comment_of(hole), last_second) for opening in hole.opens]
+    specs = [layout.hole_spec(opening, source, label_of(hole), last_second) for opening in hole.opens]
     return [binding.encode(family, spec) for spec in specs]
-
-
-def comment_of(hole: Hole) -> str:
-    """Return what is written beside each part of a hole; at most 120 characters."""
-    return f"nfknock hole {hole.door} opened {_instant(hole.opened_at)} closes {_instant(hole.closes_at)}"
-
-
-def read_comment(comment: str) -> tuple[str, float, float | None] | None:
-    """Return the door, the opening and the closing time that a comment tells; None if it is none of ours."""
-    match = _COMMENT.fullmatch(comment)
-    if match is None:
-        return None
-    try:
-        opened_at, closes_at = _parse(match["opened"]), _parse(match["closes"])
-    except ValueError:
-        return None
-    return None if opened_at is None else (match["door"], opened_at, closes_at)
 
 
 def read_holes(entries: Iterable[Entry]) -> list[Hole]:
@@ -74,7 +54,7 @@ def join(parts: Iterable[Hole]) -> list[Hole]:
 def parts(entries: Iterable[Entry]) -> Iterator[tuple[Entry, Hole]]:
     """Yield each rule that belongs to a hole, with that hole as far as this one rule tells."""
     for entry in entries:
-        told = read_comment(entry.comment())
+        told = read_label(entry.comment())
         number, protocol = entry.destination_port(), entry.protocol
         if told is None or number is None or protocol is None or entry.jump != "ACCEPT":
             continue
@@ -99,19 +79,9 @@ def _joined(known: Hole, other: Hole) -> Hole:
     return replace(known, opens=opens, packets=known.packets + other.packets, bytes=known.bytes + other.bytes)
 
 
-def _instant(at: float | None) -> str:
-    if at is None:
-        return _NEVER
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _parse(text: str) -> float | None:
-    return None if text == _NEVER else datetime.fromisoformat(text).timestamp()
-
-
 def _last_second(closes_at: float | None) -> str | None:
     if closes_at is None:
         return None
     # Of the instant as the comment has it, to the millisecond: what is read back must make the same rule again.
-    written_at = datetime.fromisoformat(_instant(closes_at)).timestamp()
+    written_at = datetime.fromisoformat(instant(closes_at)).timestamp()
     return datetime.fromtimestamp(math.ceil(written_at) - 1, UTC).strftime("%Y-%m-%dT%H:%M:%S")

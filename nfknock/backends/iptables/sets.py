@@ -19,6 +19,7 @@ from nfknock.backends.ipset.kernel import LONGEST, Sets
 from nfknock.backends.iptables import layout, record
 from nfknock.backends.iptables.layout import FORWARD_HOLES, HOLES
 from nfknock.backends.iptables.store import Key, hole_chains, is_flushed, looks_at_sets, why_strange
+from nfknock.backends.labels import label_of, read_label
 from nfknock.backends.xtables import binding
 from nfknock.backends.xtables.binding import Encoded
 from nfknock.backends.xtables.table import FilterTable
@@ -279,7 +280,7 @@ def _entries(hole: Hole, now: float) -> Iterator[tuple[str, Entry]]:
     earliest, and within a second after it if nobody takes the entry away before.
     """
     timeout = 0 if hole.closes_at is None else min(max(1, math.floor(hole.closes_at - now) + 1), LONGEST)
-    comment, counters = record.comment_of(hole), (hole.packets, hole.bytes)
+    comment, counters = label_of(hole), (hole.packets, hole.bytes)
     for opening in hole.opens:
         yield (
             _set_name(hole, opening),
@@ -305,7 +306,7 @@ def _limited(hole: Hole, now: float) -> Hole:
 
 def _part(entry: Entry | None, now: float) -> Hole | None:
     """Return a hole as far as one entry tells; None if it is none of ours."""
-    told = record.read_comment(entry.comment) if entry else None
+    told = read_label(entry.comment) if entry else None
     if entry is None or told is None:
         return None
     door, opened_at, closes_at = told

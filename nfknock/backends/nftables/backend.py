@@ -1,0 +1,316 @@
+"""Writes nf_tables: the rules by libnftables when something is applied, holes by netlink when somebody knocks."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+from nfknock.backends import Change, FirewallState, Strange, forwarding, tracking
+from nfknock.backends.nftables import elements, layout, library, standing
+from nfknock.backends.nftables.elements import Name
+from nfknock.backends.nftables.layout import FORWARD_HOLES, HOLES, PLACE, Stand
+from nfknock.backends.nftables.standing import Found
+from nfknock.core.model import Hole, IPAddress, Opening
+from nfknock.core.plan import BackendChoice, Plan
+from nfknock.errors import BackendError
+
+_ATTEMPTS = 3
+_NOT_IN_PLACE = "the firewall is not in place; run `nfknock apply` first"
+
+
+class NftablesBackend:
+    """Writes nf_tables in-process. See `nfknock.backends.Backend` for the verbs."""
+
+    name = "nftables"
+
+    def __init__(self, clock: Callable[[], float] = time.time, choice: BackendChoice | None = None) -> None:
+        library.load()
+        self._clock = clock
+        self._choice = choice or BackendChoice(name="nftables")
+        self._ways: dict[str, set[Opening]] = {}
+        """What the holes of each door were seen to open: where one is looked for without reading whole sets."""
+
+    def probe(self) -> list[str]:
+        # What a plan without doors needs, and a set; in one transaction that leaves nothing.
+        probe = Name("probe", 4, is_behind=False)
+        library.run(f"add table {PLACE}_probe\ndelete table {PLACE}_probe")
+        library.run(
+            f"add table {PLACE}_probe\nadd set {PLACE}_probe s {{ type {probe.type}; flags timeout; counter; }}\n"
+            f"delete table {PLACE}_probe"
+        )
+        return []
+
+    def stands(self) -> bool:
+        found = standing.read()
+        return found.is_there or any(True for _ in found.all_entrances())
+
+    def apply(self, plan: Plan, *, holes: Iterable[Hole] = (), dry_run: bool = False) -> Change:
+        found = standing.read()
+        stand = standing.fitting(found, plan, self._choice.attach)
+        warnings = (
+            *(forwarding.idle(opening.to for opening in plan.forwarded if opening.to)),
+            *(f"what is let in passes {place} by a rule that is put there first" for place in stand.entrances),
+        )
+        is_due = bool(self._damage(found, plan, stand)) or found.digest != layout.digest(plan, stand)
+        brought = tuple(holes)
+        if dry_run:
+            difference = _difference(found, plan, stand) if is_due else ()
+            return Change(changed=is_due or bool(brought), difference=difference, warnings=warnings)
+        if is_due:
+            was_there = found.is_there
+            known, first = ((), ()) if was_there else tracking.adopt(frozenset())
+            library.run(_script(found, plan, stand))
+            # Once more, for those that were begun meanwhile: what they lost is sent again.
+            second = () if was_there else tracking.adopt(frozenset(known))[1]
+            warnings = (*(first or second), *warnings)
+        self._retire(plan)
+        if brought:
+            self.open(brought)
+        return Change(changed=is_due or bool(brought), warnings=warnings)
+
+    def remove(self) -> Change:
+        found = standing.read()
+        commands = [*_delete_entrances(found, ())]
+        if found.is_there or elements.names():
+            commands.append(f"delete table {PLACE}")
+        if commands:
+            library.run("\n".join(commands))
+        self._ways.clear()
+        return Change(changed=bool(commands))
+
+    def open(self, holes: Iterable[Hole]) -> list[Hole]:
+        wanted = {hole.key: hole for hole in holes}
+        if not wanted:
+            return []
+        for attempt in range(_ATTEMPTS):
+            try:
+                return self._open(list(wanted.values()))
+            except (FileNotFoundError, FileExistsError):
+                # A set that is not there yet, or an element whose time was over just now.
+                if attempt == _ATTEMPTS - 1:
+                    break
+                self._make_sets({Name.of(hole, opening) for hole in wanted.values() for opening in hole.opens})
+        raise BackendError("writing holes by nf_tables: somebody else changes the same sets")
+
+    def _open(self, holes: list[Hole]) -> list[Hole]:
+        self._check_guarded({opening for hole in holes for opening in hole.opens if opening.to})
+        now = self._clock()
+        gone: list[Hole] = []
+        new: list[Hole] = []
+        for hole in holes:
+            ways = {*hole.opens, *self._ways.get(hole.door, ())}
+            parts = [part for way in ways if way.is_for(hole.source) and (part := _find(hole, way))]
+            for older in elements.joined(part for part in parts if not part.is_expired(now)):
+                hole = hole.renewed(older)  # noqa: PLW2901
+            gone += parts
+            new.append(hole)
+        elements.write(gone, new, now)
+        for hole in new:
+            self._ways.setdefault(hole.door, set()).update(hole.opens)
+        return new
+
+    def close(self, holes: Iterable[tuple[str, IPAddress]]) -> list[Hole]:
+        keys = set(holes)
+        unknown = {door for door, _source in keys} - self._ways.keys()
+        if unknown:
+            self.holes()
+        parts = [
+            part
+            for door, source in keys
+            for way in self._ways.get(door, ())
+            if way.is_for(source) and (part := _find_by(door, source, way))
+        ]
+        return self._take_out(parts)
+
+    def _take_out(self, parts: list[Hole]) -> list[Hole]:
+        try:
+            elements.write(parts, (), self._clock())
+        except FileNotFoundError:
+            # Some were over meanwhile; those that are not are taken out one by one.
+            for part in parts:
+                try:
+                    elements.write([part], (), self._clock())
+                except FileNotFoundError:
+                    continue
+        return elements.joined(parts)
+
+    def sweep(self) -> list[Hole]:
+        # The kernel takes away what is over; what a clock that was set leaves is closed by whoever counts.
+        now = self._clock()
+        return self.close(hole.key for hole in self.holes() if hole.is_expired(now))
+
+    def holes(self) -> list[Hole]:
+        parts = [part for name in elements.names() for part in elements.read(name)]
+        for part in parts:
+            self._ways.setdefault(part.door, set()).update(part.opens)
+        return elements.joined(parts)
+
+    def state(self, plan: Plan | None = None) -> FirewallState:
+        found = standing.read()
+        stand = standing.standing(found)
+        return FirewallState(policy=dict(standing.policies(found, stand)), damage=tuple(self._damage(found, plan)))
+
+    def repair(self, plan: Plan, holes: Iterable[Hole]) -> list[Hole]:
+        known = {hole.key for hole in self.holes()}
+        self.apply(plan)
+        now = self._clock()
+        missing = [hole for hole in holes if hole.key not in known and not hole.is_expired(now)]
+        guarded = set(plan.forwarded)
+        due = [
+            replace(hole, opens=tuple(each for each in hole.opens if each.to is None or each in guarded))
+            for hole in missing
+        ]
+        return self.open(hole for hole in due if hole.opens)
+
+    def remember(self) -> Callable[[], None]:
+        found = standing.read()
+        before = library.run(f"list table {PLACE}") if found.is_there else ""
+        entrances = found.entrances
+
+        def take_back() -> None:
+            if not before:
+                self.remove()
+                return
+            now = standing.read()
+            holes = self.holes()
+            commands = [*_delete_entrances(now, ()), f"delete table {PLACE}"] if now.is_there else []
+            library.run("\n".join((*commands, before, *map(layout.entrance, entrances))))
+            self._make_sets({Name.of(hole, opening) for hole in holes for opening in hole.opens})
+            self.open(holes)
+
+        return take_back
+
+    def clear_out(self, doors: Mapping[str, frozenset[Opening]]) -> list[Strange]:
+        strange: dict[str, list[Hole]] = {}
+        for name in elements.names():
+            for part in elements.read(name):
+                if part.door not in doors:
+                    strange.setdefault("there is no such door any more", []).append(part)
+                elif not doors[part.door].issuperset(part.opens):
+                    strange.setdefault("the door does not open that any more", []).append(part)
+        self._take_out([part for parts in strange.values() for part in parts])
+        self._delete_sets(name for name in elements.names() if name.door not in doors)
+        return [
+            Strange(hole=hole, reason=reason) for reason, parts in strange.items() for hole in elements.joined(parts)
+        ]
+
+    def _damage(self, found: Found, plan: Plan | None, stand: Stand | None = None) -> list[str]:
+        if plan is None:
+            return standing.damage(found, None, "", ())
+        stand = stand or standing.standing(found)
+        digest = layout.digest(plan, stand)
+        return standing.damage(found, layout.chains(plan, stand), digest, layout.hole_chains(plan))
+
+    def _check_guarded(self, behind: set[Opening]) -> None:
+        found = standing.read()
+        if standing.damage(found, None, "", ()):
+            raise BackendError(_NOT_IN_PLACE)
+        if behind:
+            guarded = {rule.comment for rule in found.rules(layout.FORWARDED)}
+            for opening in sorted(behind, key=str):
+                if layout.guard_comment(opening) not in guarded:
+                    raise BackendError(f"the firewall does not guard {opening} yet; run `nfknock apply` first")
+
+    def _make_sets(self, names: set[Name]) -> None:
+        """Make the sets of doors that are opened for the first time, and the rules that look at them."""
+        found = standing.read()
+        there = set(elements.names())
+        commands = []
+        for name in sorted(names - there, key=str):
+            if found.chain(_chain_of(name)) is None:
+                raise BackendError(_NOT_IN_PLACE)
+            commands += _make_set(name, self._choice.set_size)
+        if commands:
+            library.run("\n".join(commands))
+
+    def _retire(self, plan: Plan) -> None:
+        """Shut what leads to hosts behind whose ports are guarded no more."""
+        guarded = set(plan.forwarded)
+        behind = [name for name in elements.names() if name.is_behind]
+        self._take_out([part for name in behind for part in elements.read(name) if not guarded.issuperset(part.opens)])
+
+    def _delete_sets(self, names: Iterable[Name]) -> None:
+        found = standing.read()
+        commands = []
+        for name in names:
+            comment = standing.rule_comment(name)
+            for chain in (HOLES, FORWARD_HOLES):
+                commands += [
+                    f"delete rule {PLACE} {chain} handle {rule.handle}"
+                    for rule in found.rules(chain)
+                    if rule.comment == comment
+                ]
+            commands.append(f"delete set {PLACE} {name}")
+        if commands:
+            library.run("\n".join(commands))
+
+
+def _find(hole: Hole, way: Opening) -> Hole | None:
+    return _find_by(hole.door, hole.source, way)
+
+
+def _find_by(door: str, source: IPAddress, way: Opening) -> Hole | None:
+    return elements.find(Name(door, source.version, way.to is not None), source, way)
+
+
+def _make_set(name: Name, size: int) -> list[str]:
+    return [f"add set {PLACE} {name} {{ type {name.type}; flags timeout; size {size}; counter; }}", _look_at(name)]
+
+
+def _look_at(name: Name) -> str:
+    """Return the command that has a set looked at; what is in it is let in."""
+    comment = standing.rule_comment(name)
+    return f'add rule {PLACE} {_chain_of(name)} {name.match} @{name} goto {layout.ADMIT} comment "{comment}"'
+
+
+def _chain_of(name: Name) -> str:
+    return FORWARD_HOLES if name.is_behind else HOLES
+
+
+def _script(found: Found, plan: Plan, stand: Stand) -> str:
+    """Return the commands that bring the host's ruleset to the plan; holes and their rules stay."""
+    wanted = layout.chains(plan, stand)
+    hole_chains = layout.hole_chains(plan)
+    kept = {*wanted, *hole_chains}
+    there = found.chains
+    sets = set(elements.names())
+    commands = [f"add table {PLACE}"]
+    # Emptied first, so that nothing leads to what is deleted.
+    commands += [f"flush chain {PLACE} {name}" for name in there if name not in (HOLES, FORWARD_HOLES)]
+    commands += [f"flush chain {PLACE} {name}" for name in (HOLES, FORWARD_HOLES) if name in there]
+    commands += [f"delete set {PLACE} {name}" for name in sets if name.is_behind and not plan.forwarded]
+    commands += [f"delete chain {PLACE} {name}" for name in there if name not in kept]
+    for name in (*hole_chains, *wanted):
+        head = layout.head(name, stand)
+        commands.append(f"add chain {PLACE} {name}{f' {{ {head} }}' if head else ''}")
+    commands += [_look_at(each) for each in sorted(sets, key=str) if plan.forwarded or not each.is_behind]
+    for name, statements in wanted.items():
+        commands += [f"add rule {PLACE} {name} {statement}" for statement in statements]
+    commands += _delete_entrances(found, stand.entrances)
+    for place in stand.entrances:
+        if [at for at, _rule in found.entrances_in(place)] != [0]:
+            commands.append(layout.entrance(place))
+    return "\n".join(commands)
+
+
+def _delete_entrances(found: Found, kept: Iterable[str]) -> list[str]:
+    """Return the commands that take out entrances: all but those that stand alone and on top of a chain to be kept."""
+    return [
+        f"delete rule {place} handle {rule.handle}"
+        for place, rule in found.all_entrances()
+        if place not in kept or [at for at, _rule in found.entrances_in(place)] != [0]
+    ]
+
+
+def _difference(found: Found, plan: Plan, stand: Stand) -> tuple[str, ...]:
+    """Return what would change, in nft's language; rules of ours are told apart by what they say."""
+    before = library.run(f"list table {PLACE}").splitlines() if found.is_there else []
+    before = [" ".join(line.split()) for line in before if 'comment "' in line]
+    after = [str(statement) for statements in layout.chains(plan, stand).values() for statement in statements]
+    lines = [line for line in difflib.ndiff(before, after) if line[0] in "+-"]
+    policy = "drop" if len(stand.shut) == 2 else "accept"
+    head = f"# table {PLACE}, policy {policy}"
+    gates = [f"+ {layout.entrance(place)}" for place in stand.entrances if not found.entrances_in(place)]
+    return (head, *lines, *gates)

@@ -1,0 +1,217 @@
+"""Holes as elements of sets: a set for each door, family and kind, so that two doors may open the same to one source.
+
+Set names: `h4_ssh` has the IPv4 sources that may reach this host by the door ssh, `f6_db` the IPv6 ones that may reach
+hosts behind. nft has no hyphens in names; there it is a slash, which door names do not have. Elements are written and
+read by netlink: libnftables reads whole sets before it looks at one element.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+
+from nfknock import netlink
+from nfknock.backends.labels import label_of, read_label
+from nfknock.backends.nftables.layout import TABLE
+from nfknock.core.model import PROTOCOL_NUMBERS, Family, Hole, IPAddress, Opening, Port, Protocol
+from nfknock.errors import BackendError
+from nfknock.netlink import attribute, attributes
+
+# linux/netfilter/nf_tables.h
+_SUBSYSTEM = 10
+_GET_SET, _NEW_ELEMENT, _GET_ELEMENT, _DELETE_ELEMENT = 10, 12, 13, 14
+_INET = 1
+_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
+_KEY, _TIMEOUT, _USERDATA, _EXPRESSION, _EXPRESSIONS = 1, 4, 6, 7, 12
+_COMMENT_TYPE = 0
+_PROTOCOLS: dict[int, Protocol] = {code: name for name, code in PROTOCOL_NUMBERS.items()}
+_TYPES: dict[str, str] = {"4": "ipv4_addr", "6": "ipv6_addr"}
+_FAMILIES: dict[str, Family] = {"4": "ipv4", "6": "ipv6"}
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A set: whose it is, for which family, and whether its holes lead to hosts behind this one."""
+
+    door: str
+    version: int
+    is_behind: bool
+
+    @classmethod
+    def of(cls, hole: Hole, opening: Opening) -> Name:
+        """Return the set that a part of a hole is in."""
+        return cls(hole.door, hole.source.version, opening.to is not None)
+
+    @classmethod
+    def parse(cls, text: str) -> Name | None:
+        """Return the set of that name, None if it is none of ours."""
+        kind, version, rest = text[:1], text[1:2], text[2:]
+        if kind not in ("h", "f") or version not in _TYPES or not rest.startswith("_"):
+            return None
+        return cls(rest[1:].replace("/", "-"), int(version), kind == "f")
+
+    def __str__(self) -> str:
+        return f"{'f' if self.is_behind else 'h'}{self.version}_{self.door.replace('-', '/')}"
+
+    @property
+    def type(self) -> str:
+        """What its elements are, in nft's words."""
+        address = _TYPES[str(self.version)]
+        return " . ".join((address, *([address] if self.is_behind else []), "inet_proto", "inet_service"))
+
+    @property
+    def match(self) -> str:
+        """What a packet is looked up by, in nft's words."""
+        address = "ip" if self.version == 4 else "ip6"
+        target = [f"{address} daddr"] if self.is_behind else []
+        return " . ".join((f"{address} saddr", *target, "meta l4proto", "th dport"))
+
+
+def names() -> list[Name]:
+    """Return the sets that are there. Raises BackendError."""
+    question = attribute(_LIST_TABLE, TABLE.encode() + b"\0")
+    found = []
+    for answer in _ask(_GET_SET, question):
+        content = dict(attributes(answer, 4))
+        if netlink.text(content.get(1, b"")) == TABLE:
+            found.append(Name.parse(netlink.text(content[2])))
+    return [name for name in found if name is not None]
+
+
+def read(name: Name) -> Iterator[Hole]:
+    """Yield every part of a hole in a set; what is no hole of ours is passed over. Raises BackendError."""
+    for answer in _ask(_GET_ELEMENT, _list(name)):
+        for kind, listed in attributes(answer, 4):
+            if kind == _LIST_ELEMENTS:
+                for _kind, raw in attributes(listed):
+                    if hole := _part(name, raw):
+                        yield hole
+
+
+def find(name: Name, source: IPAddress, opening: Opening) -> Hole | None:
+    """Return that part of a hole, None if it is not there, or no such set. Raises BackendError."""
+    question = _list(name, attribute(1, attribute(_KEY, _key(source, opening))))
+    try:
+        for answer in _ask(_GET_ELEMENT, question, flags=0):
+            for kind, listed in attributes(answer, 4):
+                if kind == _LIST_ELEMENTS:
+                    for _kind, raw in attributes(listed):
+                        return _part(name, raw)
+    except FileNotFoundError:
+        pass
+    return None
+
+
+def joined(parts: Iterable[Hole]) -> list[Hole]:
+    """Return the holes that these parts make up."""
+    found: dict[tuple[str, IPAddress], Hole] = {}
+    for part in parts:
+        known = found.get(part.key)
+        if known is not None:
+            opens = (*known.opens, *(each for each in part.opens if each not in known.opens))
+            opens = tuple(sorted(opens, key=_order))
+            part = replace(known, opens=opens, packets=known.packets + part.packets, bytes=known.bytes + part.bytes)  # noqa: PLW2901
+        found[part.key] = part
+    return list(found.values())
+
+
+def _order(opening: Opening) -> tuple[bool, str, Protocol, int]:
+    return opening.to is not None, str(opening.to), opening.port.protocol, opening.port.number
+
+
+def write(gone: Iterable[Hole], new: Iterable[Hole], now: float) -> None:
+    """Take out these holes' elements, which are there, and put in those, all or none.
+
+    Raises FileNotFoundError where a set or an element is missing, BackendError for anything else.
+    """
+    changes = [(_DELETE_ELEMENT, hole, opening) for hole in gone for opening in hole.opens]
+    changes += [(_NEW_ELEMENT, hole, opening) for hole in new for opening in hole.opens]
+    if not changes:
+        return
+    messages = []
+    for kind, hole, opening in changes:
+        content = attribute(_KEY, _key(hole.source, opening))
+        if kind == _NEW_ELEMENT:
+            content += _timeout(hole, now) + attribute(_USERDATA, _comment(label_of(hole)))
+        body = struct.pack("=BBH", _INET, 0, 0) + _list(Name.of(hole, opening), attribute(1, content))
+        messages.append((_SUBSYSTEM << 8 | kind, body))
+    try:
+        netlink.write(_SUBSYSTEM, messages)
+    except FileNotFoundError:
+        raise
+    except OSError as exc:
+        if exc.errno == errno.ENFILE:
+            raise BackendError("a set of holes is full; raise `set_size` under [firewall], or close some") from exc
+        raise BackendError(f"writing holes by nf_tables: {(exc.strerror or str(exc)).lower()}") from exc
+
+
+def _timeout(hole: Hole, now: float) -> bytes:
+    if hole.closes_at is None:
+        return b""
+    return attribute(_TIMEOUT, struct.pack("!Q", max(1, round((hole.closes_at - now) * 1000))))
+
+
+def _comment(text: str) -> bytes:
+    raw = text.encode() + b"\0"
+    return struct.pack("BB", _COMMENT_TYPE, len(raw)) + raw
+
+
+def _list(name: Name, elements: bytes = b"") -> bytes:
+    about = attribute(_LIST_TABLE, TABLE.encode() + b"\0") + attribute(_LIST_SET, str(name).encode() + b"\0")
+    return about + (attribute(_LIST_ELEMENTS | netlink.NESTED, elements) if elements else b"")
+
+
+def _key(source: IPAddress, opening: Opening) -> bytes:
+    target = opening.to.packed if opening.to else b""
+    rest = struct.pack("!B3xH2x", PROTOCOL_NUMBERS[opening.port.protocol], opening.port.number)
+    return attribute(1, source.packed + target + rest)
+
+
+def _part(name: Name, raw: bytes) -> Hole | None:
+    content = dict(attributes(raw))
+    userdata = content.get(_USERDATA, b"")
+    if len(userdata) < 2 or userdata[0] != _COMMENT_TYPE:
+        return None
+    label = read_label(userdata[2 : 1 + userdata[1]].decode(errors="replace"))
+    key = dict(attributes(content[_KEY]))[1]
+    size = 4 if name.version == 4 else 16
+    addresses = 2 * size if name.is_behind else size
+    protocol = _PROTOCOLS.get(key[addresses])
+    if label is None or protocol is None or label[0] != name.door:
+        return None
+    to = ip_address(key[size:addresses]) if name.is_behind else None
+    packets, octets = _counters(content)
+    return Hole(
+        door=name.door,
+        source=ip_address(key[:size]),
+        opens=(Opening(Port(int.from_bytes(key[addresses + 4 : addresses + 6]), protocol), to),),
+        opened_at=label[1],
+        closes_at=label[2],
+        packets=packets,
+        bytes=octets,
+    )
+
+
+def _counters(content: dict[int, bytes]) -> tuple[int, int]:
+    """Return packets and bytes, as the set's counter has them."""
+    raw = content.get(_EXPRESSION)
+    if raw is None and _EXPRESSIONS in content:
+        raw = next((each for _kind, each in attributes(content[_EXPRESSIONS])), None)
+    if raw is None:
+        return 0, 0
+    counted = dict(attributes(dict(attributes(raw)).get(2, b"")))
+    return netlink.number(counted.get(2, b"")), netlink.number(counted.get(1, b""))
+
+
+def _ask(kind: int, question: bytes, flags: int = netlink.DUMP) -> Iterator[bytes]:
+    try:
+        body = struct.pack("=BBH", _INET, 0, 0) + question
+        yield from netlink.ask(netlink.NETFILTER, _SUBSYSTEM << 8 | kind, body, flags)
+    except FileNotFoundError:
+        if not flags & netlink.DUMP:
+            raise
+    except OSError as exc:
+        raise BackendError(f"reading holes of nf_tables: {(exc.strerror or str(exc)).lower()}") from exc

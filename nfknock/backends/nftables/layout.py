@@ -1,0 +1,277 @@
+"""What stands in the kernel: our own table `inet nfknock`, in nft's language.
+
+Its base chain comes in front of everybody else's. Where none of the host's base chains drops what we let in, that is
+all: policy DROP, and the order is that of the backend iptables. Where one would, what we let in gets a mark, and the
+first rule of that chain, the *entrance*, accepts what bears it. docs/design/0014 says why that, and not a jump.
+
+Chains of holes have one rule for each door's set; they are written when a door is opened first, the others by `apply`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import blake2s
+
+from nfknock.core.model import Family, Opening, Port, Rule, family_of
+from nfknock.core.plan import REJECT_MARK, Plan
+
+TABLE = "nfknock"
+PLACE = f"inet {TABLE}"
+# "nfkn" in ASCII. The whole number and no single bit: a bit may be somebody else's.
+ADMIT_MARK = 0x6E666B6E
+# In front of chains at "filter" (0), so that the mark is there, and of nothing else.
+PRIORITY = -5
+
+INPUT, MAIN, HOLES, KNOCKS, ADMIT = "input", "main", "holes", "knocks", "admit"
+COPIES, AT_ONCE = "copies", "at_once"
+FORWARD, FORWARDED, FORWARD_HOLES = "forward", "forwarded", "forward_holes"
+ENTRANCES = "entrances"
+"""Nothing leads there: its rules' comments say in which of the host's chains an entrance is."""
+
+ENTRANCE_COMMENT = "nfknock: what it opens"
+
+_FAMILIES: tuple[Family, ...] = ("ipv4", "ipv6")
+_ADDRESS: dict[Family, str] = {"ipv4": "ip", "ipv6": "ip6"}
+_ICMP: dict[Family, str] = {"ipv4": "icmp", "ipv6": "ipv6-icmp"}
+_JUMP_COMMENT = re.compile(r"nfknock: holes and knocks \(plan (?P<digest>[0-9a-f]{8})\)")
+_LONGEST_COMMENT = 127
+# As the backend iptables does it (docs/design/0012-nflog.md).
+_COPIES_AT_ONCE = "limit rate 1000/second burst 100 packets"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stand:
+    """How we stand in the host.
+
+    `entrances` are the host's base chains that have a rule of ours, as "FAMILY TABLE CHAIN". For the families in `shut`
+    we drop whatever nobody lets in; for the others the host's own chain does.
+    """
+
+    entrances: tuple[str, ...] = ()
+    shut: frozenset[Family] = frozenset(_FAMILIES)
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One rule: what nft reads, and the comment by which it is known again."""
+
+    text: str
+    comment: str
+
+    def __str__(self) -> str:
+        return f'{self.text} comment "{self.comment}"'
+
+
+Chains = dict[str, list[Statement]]
+
+
+def chains(plan: Plan, stand: Stand) -> Chains:
+    """Return the rules of every chain that `apply` writes."""
+    own = _behind(plan, stand)
+    return {INPUT: list(_entry(plan, stand)), **own}
+
+
+def _behind(plan: Plan, stand: Stand) -> Chains:
+    """Return every chain but the first, which says what is in the others."""
+    own = {
+        MAIN: list(_main(plan, stand)),
+        KNOCKS: list(_knocks(plan)),
+        ADMIT: list(_admit(stand)),
+        ENTRANCES: [Statement("continue", _fit(entrance)) for entrance in stand.entrances],
+    }
+    if plan.reader == "nflog":
+        own |= {COPIES: list(_copies(plan)), AT_ONCE: list(_copies_at_once(plan))}
+    if plan.forwarded:
+        own |= {FORWARD: [_rule(f"jump {FORWARDED}", "forwarded services")], FORWARDED: list(_forwarded(plan))}
+    return own
+
+
+def hole_chains(plan: Plan) -> tuple[str, ...]:
+    """Return the chains whose rules are written when doors open."""
+    return (HOLES, FORWARD_HOLES) if plan.forwarded else (HOLES,)
+
+
+def digest(plan: Plan, stand: Stand) -> str:
+    """Return what tells one plan from another."""
+    return blake2s(repr((_behind(plan, stand), sorted(stand.shut))).encode(), digest_size=4).hexdigest()
+
+
+def read_digest(comment: str) -> str:
+    """Return what the comment of the base chain's jump says of the plan, "" if it says nothing."""
+    match = _JUMP_COMMENT.fullmatch(comment)
+    return match["digest"] if match else ""
+
+
+def head(chain: str, stand: Stand) -> str:
+    """Return what a chain is declared with, "" if nothing leads into it but jumps."""
+    if chain == INPUT:
+        policy = "drop" if len(stand.shut) == len(_FAMILIES) else "accept"
+        return f"type filter hook input priority {PRIORITY}; policy {policy};"
+    return f"type filter hook forward priority {PRIORITY}; policy accept;" if chain == FORWARD else ""
+
+
+def entrance(place: str) -> str:
+    """Return the command that puts an entrance on top of a chain of the host's."""
+    return f'insert rule {place} meta mark {ADMIT_MARK:#x} counter accept comment "{ENTRANCE_COMMENT}"'
+
+
+def _entry(plan: Plan, stand: Stand) -> Iterator[Statement]:
+    yield _rule(f"jump {MAIN}", f"holes and knocks (plan {digest(plan, stand)})")
+    if len(stand.shut) == 1:
+        [family] = stand.shut
+        yield _rule(f"meta nfproto {family} drop", f"nothing else ({family})")
+
+
+def _main(plan: Plan, stand: Stand) -> Iterator[Statement]:
+    yield from _cuts(plan)
+    for rule in plan.baseline:
+        for family in _FAMILIES:
+            # Where the host's chain has the last word, it also knows what the host needs.
+            if family in stand.shut and rule.concerns(family):
+                yield _of(rule, family, rule.verdict)
+    for rule in plan.allowed:
+        for family in _FAMILIES:
+            if rule.concerns(family):
+                yield _of(rule, family, f"goto {ADMIT}" if rule.verdict == "accept" else rule.verdict)
+    for chain, what in ((HOLES, "holes"), (KNOCKS, "knocks")):
+        for interface in plan.interfaces or ("",):
+            yield _rule(f"{_on(interface)}jump {chain}", what)
+
+
+def _admit(stand: Stand) -> Iterator[Statement]:
+    mark = f"meta mark set {ADMIT_MARK:#x} " if stand.entrances else ""
+    yield _rule(f"{mark}accept", "what is let in")
+
+
+def _cuts(plan: Plan) -> Iterator[Statement]:
+    # See the backend iptables: what a service goes on sending must not bring back what was cut.
+    here = [opening.port for opening in plan.cut if opening.to is None]
+    for match in _ports(here):
+        yield _rule(f"{match} ct direction reply drop", "sessions that were cut")
+
+
+def _knocks(plan: Plan) -> Iterator[Statement]:
+    nobody = "nobody knocks from these addresses"
+    yield _rule("meta nfproto ipv4 fib saddr type { local, broadcast, multicast } drop", nobody)
+    yield _rule("meta nfproto ipv6 fib saddr type { local, multicast } drop", nobody)
+    if plan.answer == "reject" and plan.reader == "nfqueue":
+        yield from _rejections(f"meta mark {REJECT_MARK:#x} ")
+    verdict = f"goto {COPIES}" if plan.reader == "nflog" else f"queue num {plan.queue}"
+    for match in _ports(plan.knock_ports):
+        yield _rule(f"{match} {verdict}", "knocks")
+
+
+def _copies(plan: Plan) -> Iterator[Statement]:
+    yield _rule(f"{_COPIES_AT_ONCE} goto {AT_ONCE}", "few knocks are heard at once")
+    yield _rule(f"log group {plan.queue}", "knocks")
+    yield from _answers(plan)
+
+
+def _copies_at_once(plan: Plan) -> Iterator[Statement]:
+    yield _rule(f"log group {plan.queue} queue-threshold 1", "knocks")
+    yield from _answers(plan)
+
+
+def _answers(plan: Plan) -> Iterator[Statement]:
+    if plan.answer == "reject":
+        yield from _rejections("")
+    else:
+        yield _rule("drop", "knocks")
+
+
+def _rejections(match: str) -> Iterator[Statement]:
+    yield _rule(f"{match}meta l4proto tcp reject with tcp reset", "answers to knocks")
+    yield _rule(f"{match}reject with icmpx port-unreachable", "answers to knocks")
+
+
+def _forwarded(plan: Plan) -> Iterator[Statement]:
+    # The rules are those of the backend iptables, and so are the reasons (docs/design/0009).
+    for opening in plan.forwarded:
+        yield _rule(f"{_sessions(opening, 'reply')} ct state established,related goto {ADMIT}", "forwarded sessions")
+        if opening in plan.cut:
+            yield _rule(f"{_sessions(opening, 'original')} drop", "sessions that were cut")
+        else:
+            known = f"{_sessions(opening, 'original')} ct state established,related"
+            yield _rule(f"{known} goto {ADMIT}", "forwarded sessions")
+    # nft knows ports of a tracked session for packets of its own protocol alone; what ICMP says of one has none.
+    for host in dict.fromkeys(opening.to for opening in plan.forwarded if opening.to):
+        family = family_of(host)
+        errors = f"meta l4proto {_ICMP[family]} ct state related ct reply {_ADDRESS[family]} saddr {host}"
+        yield _rule(f"{errors} goto {ADMIT}", "errors about forwarded sessions")
+    for interface in plan.interfaces or ("",):
+        for opening in plan.forwarded:
+            yield _rule(f"{_on(interface)}{_towards(opening)} jump {FORWARD_HOLES}", "forwarded holes")
+    for interface in plan.interfaces or ("",):
+        for opening in plan.forwarded:
+            yield Statement(f"{_on(interface)}{_towards(opening)} drop", guard_comment(opening))
+
+
+def guard_comment(opening: Opening) -> str:
+    """Return the comment of the rule that shuts a port on a host behind to whoever has no hole."""
+    return _fit(f"nfknock: shut without a knock: {opening}")
+
+
+def _sessions(opening: Opening, direction: str) -> str:
+    """Match sessions that a port on a host behind answers ("reply") or has begun ("original")."""
+    assert opening.to is not None
+    address, port = _ADDRESS[family_of(opening.to)], opening.port
+    ends = f"ct {direction} {address} saddr {opening.to} ct {direction} proto-src {port.number}"
+    return f"meta l4proto {port.protocol} {ends}"
+
+
+def _towards(opening: Opening) -> str:
+    assert opening.to is not None
+    port = opening.port
+    return f"{_ADDRESS[family_of(opening.to)]} daddr {opening.to} {port.protocol} dport {port.number}"
+
+
+def _of(rule: Rule, family: Family, verdict: str) -> Statement:
+    both = rule.concerns("ipv4") and rule.concerns("ipv6")
+    words = [f"meta nfproto {family}"] if both or rule.source is None else []
+    if rule.interface:
+        words.append(_on(rule.interface).strip())
+    if rule.source is not None:
+        words.append(f"{_ADDRESS[family]} saddr {rule.source}")
+    if rule.icmp_type is not None:
+        words.append(f"{'icmp' if family == 'ipv4' else 'icmpv6'} type {rule.icmp_type}")
+    elif rule.source_port is not None or rule.ports:
+        words += [f"{rule.protocol} sport {rule.source_port}"] if rule.source_port is not None else []
+        words += [f"{rule.protocol} dport {_set(rule.ports)}"] if rule.ports else []
+    elif rule.protocol:
+        words.append(f"meta l4proto {_ICMP['ipv6'] if rule.protocol == 'icmpv6' else rule.protocol}")
+    if rule.hop_limit is not None:
+        words.append(f"ip6 hoplimit {rule.hop_limit}")
+    if rule.states:
+        words.append(f"ct state {','.join(rule.states).lower()}")
+    return _rule(" ".join((*words, verdict)), rule.comment)
+
+
+def _ports(ports: Iterable[Port]) -> Iterator[str]:
+    ports = tuple(ports)
+    for protocol in ("tcp", "udp"):
+        numbers = sorted({port.number for port in ports if port.protocol == protocol})
+        if numbers:
+            yield f"{protocol} dport {_set(numbers)}"
+
+
+def _set(numbers: Iterable[int]) -> str:
+    return f"{{ {', '.join(map(str, numbers))} }}"
+
+
+def _on(interface: str) -> str:
+    if not interface:
+        return ""
+    name = f"{interface[:-1]}*" if interface.endswith("+") else interface
+    return f'iifname "{name}" '
+
+
+def _rule(text: str, comment: str) -> Statement:
+    return Statement(text, _fit(f"nfknock: {comment}"))
+
+
+def _fit(comment: str) -> str:
+    """Make a comment fit into nft's language, which has no escapes, and into the kernel's record of it."""
+    plain = comment.replace('"', "'").replace("\n", " ").replace("\\", "/")
+    return plain.encode()[:_LONGEST_COMMENT].decode(errors="ignore")
