@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import click
 
 from nfknock.backends import Backend
+from nfknock.backends.nftables.layout import PRIORITY
 from nfknock.config import Config
 from nfknock.core.model import Port, family_of
 from nfknock.core.reach import Visitor, way_in
@@ -101,6 +102,8 @@ def _is_dropped(config: Config) -> Iterator[Reason]:
     try:
         ruleset = nftread.read()
         for conflict in all_conflicts(ruleset, config.plan, config.doors) if ruleset else ():
+            if config.backend.name == "nftables" and conflict.chain.priority > PRIORITY:
+                continue  # it gets an entrance there, or is behind us
             yield Reason(conflict.text, conflict.mend, conflict.fate == "drops")
     except OSError as exc:
         why = (exc.strerror or str(exc)).lower()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ DEFAULT_PATH = Path("/etc/nfknock/nfknock.toml")
 
 # Some 300 bytes of the kernel's memory for each entry.
 _LARGEST_SET = 1 << 20
+_ATTACH = re.compile(r"(inet|ip6?) [A-Za-z][\w/\\.]* [A-Za-z][\w/\\.]*", re.ASCII)
 _SECTIONS = ("firewall", "reader", "log", "doors")
 
 
@@ -96,6 +98,14 @@ def _from_knockd(path: Path, content: bytes) -> tuple[bytes, tuple[str, ...]]:
     return conversion.text.encode(), tuple(f"{path}:{note.line}: {note.kind}: {note.text}" for note in notes)
 
 
+def _backend(firewall: sections.Firewall) -> BackendChoice:
+    if firewall.attach and firewall.backend not in ("nftables", "auto"):
+        raise ValueError("firewall.attach: only the backend nftables stands in somebody else's chain")
+    if firewall.attach and not _ATTACH.fullmatch(firewall.attach):
+        raise ValueError(f'firewall.attach: {firewall.attach!r} is no chain; write it as "inet filter input"')
+    return BackendChoice(name=firewall.backend, attach=firewall.attach, set_size=firewall.set_size)
+
+
 def _config(path: Path, raw: dict[str, Any], notes: tuple[str, ...], tolerates: Tolerated) -> Config:
     for key in raw:
         if key not in _SECTIONS:
@@ -126,7 +136,7 @@ def _config(path: Path, raw: dict[str, Any], notes: tuple[str, ...], tolerates: 
     )
     return Config(
         path=path,
-        backend=BackendChoice(name=firewall.backend, set_size=firewall.set_size),
+        backend=_backend(firewall),
         repair=firewall.repair,
         doors=doors,
         plan=plan,

@@ -27,7 +27,8 @@ class Allow(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class Firewall(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """The keys of [firewall]."""
 
-    backend: Literal["iptables", "ipset"] = "iptables"
+    backend: Literal["auto", "iptables", "ipset", "nftables"] = "iptables"
+    attach: str = ""
     set_size: int = 65536
     interfaces: list[str] = []
     allow: list[str | int | Allow] = []

@@ -17,6 +17,7 @@ from nfknock.core.plan import BackendChoice, Plan
 from nfknock.errors import BackendError
 
 _ATTEMPTS = 3
+_PROBE = f"{PLACE}_probe"
 _NOT_IN_PLACE = "the firewall is not in place; run `nfknock apply` first"
 
 
@@ -33,13 +34,8 @@ class NftablesBackend:
         """What the holes of each door were seen to open: where one is looked for without reading whole sets."""
 
     def probe(self) -> list[str]:
-        # What a plan without doors needs, and a set; in one transaction that leaves nothing.
-        probe = Name("probe", 4, is_behind=False)
-        library.run(f"add table {PLACE}_probe\ndelete table {PLACE}_probe")
-        library.run(
-            f"add table {PLACE}_probe\nadd set {PLACE}_probe s {{ type {probe.type}; flags timeout; counter; }}\n"
-            f"delete table {PLACE}_probe"
-        )
+        name = Name("probe", 4, is_behind=False)
+        _try(f"add set {_PROBE} s {{ type {name.type}; flags timeout; counter; }}")
         return []
 
     def stands(self) -> bool:
@@ -53,6 +49,8 @@ class NftablesBackend:
             *(forwarding.idle(opening.to for opening in plan.forwarded if opening.to)),
             *(f"what is let in passes {place} by a rule that is put there first" for place in stand.entrances),
         )
+        if plan.reader == "nfqueue":
+            self._check_queue()
         is_due = bool(self._damage(found, plan, stand)) or found.digest != layout.digest(plan, stand)
         brought = tuple(holes)
         if dry_run:
@@ -203,6 +201,14 @@ class NftablesBackend:
         digest = layout.digest(plan, stand)
         return standing.damage(found, layout.chains(plan, stand), digest, layout.hole_chains(plan))
 
+    def _check_queue(self) -> None:
+        try:
+            _try(f"add chain {_PROBE} c", f"add rule {_PROBE} c queue num 0")
+        except BackendError as exc:
+            raise BackendError(
+                'nf_tables of this kernel cannot send packets to NFQUEUE; say kind = "nflog" under [reader]'
+            ) from exc
+
     def _check_guarded(self, behind: set[Opening]) -> None:
         found = standing.read()
         if standing.damage(found, None, "", ()):
@@ -245,6 +251,11 @@ class NftablesBackend:
             commands.append(f"delete set {PLACE} {name}")
         if commands:
             library.run("\n".join(commands))
+
+
+def _try(*commands: str) -> None:
+    """Have the kernel make something, in a table that is gone in the same transaction. Raises BackendError."""
+    library.run("\n".join((f"add table {_PROBE}", *commands, f"delete table {_PROBE}")))
 
 
 def _find(hole: Hole, way: Opening) -> Hole | None:

@@ -27,6 +27,7 @@ _INET = 1
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _KEY, _TIMEOUT, _USERDATA, _EXPRESSION, _EXPRESSIONS = 1, 4, 6, 7, 12
 _COMMENT_TYPE = 0
+_ATTEMPTS = 5
 _PROTOCOLS: dict[int, Protocol] = {code: name for name, code in PROTOCOL_NUMBERS.items()}
 _TYPES: dict[str, str] = {"4": "ipv4_addr", "6": "ipv6_addr"}
 _FAMILIES: dict[str, Family] = {"4": "ipv4", "6": "ipv6"}
@@ -83,12 +84,26 @@ def names() -> list[Name]:
 
 def read(name: Name) -> Iterator[Hole]:
     """Yield every part of a hole in a set; what is no hole of ours is passed over. Raises BackendError."""
-    for answer in _ask(_GET_ELEMENT, _list(name)):
-        for kind, listed in attributes(answer, 4):
-            if kind == _LIST_ELEMENTS:
-                for _kind, raw in attributes(listed):
-                    if hole := _part(name, raw):
-                        yield hole
+    # While the kernel gives its table another size, as after many changes, some elements are passed over and nothing
+    # says so (seen on Linux 6.18). Twice the same number is all of them.
+    found = _dump(name)
+    for _attempt in range(_ATTEMPTS):
+        before, found = found, _dump(name)
+        if len(found) == len(before):
+            break
+    for raw in found:
+        if hole := _part(name, raw):
+            yield hole
+
+
+def _dump(name: Name) -> list[bytes]:
+    return [
+        raw
+        for answer in _ask(_GET_ELEMENT, _list(name))
+        for kind, listed in attributes(answer, 4)
+        if kind == _LIST_ELEMENTS
+        for _kind, raw in attributes(listed)
+    ]
 
 
 def find(name: Name, source: IPAddress, opening: Opening) -> Hole | None:

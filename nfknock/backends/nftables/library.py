@@ -58,8 +58,9 @@ def run(commands: str) -> str:
 
 
 def _reason(said: str) -> str:
-    """Return the first error in one line, with the command that it is about."""
+    """Return the first error in one line, with what it is about; not with the rule, where knock ports stand."""
     lines = said.splitlines() or ["no reason is known"]
-    about = next((line.strip() for line in lines[1:] if line.strip() and not line.strip().startswith("^")), "")
+    command = next((line.split() for line in lines[1:] if line.strip() and not line.strip().startswith("^")), [])
     reason = lines[0].partition("Error: ")[2] or lines[0]
+    about = " ".join(command[:5])
     return f"nf_tables: {reason}{f' ({about})' if about else ''}"
