@@ -126,7 +126,7 @@ def test_every_key(tmp_path: Path) -> None:
             "firewall.attach: 'filter' is no chain; write it as \"inet filter input\"",
         ),
         (DOOR + '[firewall]\nbackend = "ipset"\nset_size = 0', "firewall.set_size: 0 is out of range (1 to "),
-        (DOOR + '[firewall]\nbackend = "pf"', "firewall.backend: 'pf' is not known; known are auto, ipset, iptables, nftables"),
+        (DOOR + '[firewall]\nbackend = "pf"', "firewall.backend: 'pf' is not known; known are auto, ipset"),
         (DOOR + '[firewall]\ninterfaces = ["a/b"]', "firewall.interfaces: 'a/b' is not the name of an interface"),
         (DOOR + '[firewall]\ninterfaces = ["abcdefghijklmnop"]', "is not the name of an interface"),
         (DOOR + '[firewall]\nallow = ["x"]', "firewall.allow[0]: 'x' is not a port"),
