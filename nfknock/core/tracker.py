@@ -17,12 +17,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from ipaddress import ip_address
 
-from nfknock.core.model import Door, IPAddress, Port, Sequence
+from nfknock.core.decisions import CloseDoor, Command, OpenDoor, SequenceTimeout, SourceIgnored, StageReached
+from nfknock.core.model import Door, Port
 from nfknock.core.packet import TCP, Packet
+from nfknock.core.scanners import Scanners, Thresholds
 from nfknock.core.sources import is_possible_source
+from nfknock.core.track import Track
+from nfknock.core.unsure import Unsure
 
 # Together these bound what strangers can make us remember.
 MOST_SOURCES = 32_768
@@ -35,45 +39,6 @@ ECHO_TIMEOUT = 130.0
 SWEPT_AT_ONCE = 4_096
 
 
-@dataclass(frozen=True, slots=True)
-class StageReached:
-    """The source matched `stage` knocks of the door's sequence, or of the one that closes it."""
-
-    door: str
-    source: IPAddress
-    stage: int
-    is_closing: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class OpenDoor:
-    """The source knocked a whole sequence of the door: let it in."""
-
-    door: str
-    source: IPAddress
-    sequence: Sequence
-
-
-@dataclass(frozen=True, slots=True)
-class CloseDoor:
-    """The source knocked the closing sequence: shut what is open for it."""
-
-    door: str
-    source: IPAddress
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceTimeout:
-    """An attempt to open that had got as far as `stage` ran out of time."""
-
-    door: str
-    source: IPAddress
-    stage: int
-
-
-Command = StageReached | OpenDoor | CloseDoor | SequenceTimeout
-
-
 @dataclass(slots=True)
 class Counters:
     """What came in since the start."""
@@ -84,6 +49,8 @@ class Counters:
     """Packets to closed ports that did neither."""
     impossible: int = 0
     """First knocks from addresses that nobody can have."""
+    ignored: int = 0
+    """Packets of sources that are ignored."""
     evicted: int = 0
     """Sources that had to go, or could not come in, for want of room."""
 
@@ -92,39 +59,6 @@ class Counters:
 class _Attempt:
     stage: int
     started_at: float
-
-
-class _Track:
-    """One sequence of one door, ready for comparing."""
-
-    __slots__ = ("codes", "door", "finish", "first", "length", "sequence", "target")
-
-    def __init__(self, door: Door, sequence: Sequence, finish: type[OpenDoor | CloseDoor]) -> None:
-        self.door = door
-        self.sequence = sequence
-        self.codes = tuple(port.code for port in sequence)
-        self.first = self.codes[0]
-        self.length = len(self.codes)
-        self.finish = finish
-        self.target = door.target.packed if door.target else None
-
-    def hears(self, packet: Packet) -> bool:
-        """Whether the packet is anything at all to this door."""
-        if self.target is not None and packet.target != self.target:
-            return False
-        return packet.protocol != TCP or self.door.tcpflags.accepts(packet.flags)
-
-    @property
-    def identity(self) -> tuple[Door, Sequence, type[OpenDoor | CloseDoor]]:
-        """What has to stay the same for attempts to go on: all but which other one-time sequences count as well."""
-        one_time = self.door.one_time and replace(self.door.one_time, window=(), left=0)
-        return (replace(self.door, one_time=one_time), self.sequence, self.finish)
-
-    def finished(self, source: IPAddress) -> OpenDoor | CloseDoor:
-        """Return what the last knock brings about."""
-        if self.finish is OpenDoor:
-            return OpenDoor(self.door.name, source, self.sequence)
-        return CloseDoor(self.door.name, source)
 
 
 class _Source:
@@ -142,15 +76,23 @@ class Tracker:
     """Follows every source through every door."""
 
     def __init__(
-        self, doors: Iterable[Door], allowed: Iterable[Port] = (), *, most_sources: int = MOST_SOURCES
+        self,
+        doors: Iterable[Door],
+        allowed: Iterable[Port] = (),
+        thresholds: Thresholds | None = None,
+        *,
+        most_sources: int = MOST_SOURCES,
     ) -> None:
         self.counters = Counters()
+        self.scanners = Scanners(thresholds or Thresholds())
         self._most_sources = most_sources
         self._sources: dict[bytes, _Source] = {}
         self._tiers: dict[int, OrderedDict[bytes, None]] = {}
-        self._tracks: list[_Track] = []
+        self._tracks: list[Track] = []
         self._starts: dict[int, list[int]] = {}
         self._harmless: frozenset[int] = frozenset()
+        self._knocks: frozenset[int] = frozenset()
+        self._unsure = Unsure()
         self._unswept: list[bytes] = []
         self._most_echoes = MOST_SPARE_ECHOES
         self.replace_doors(doors, allowed)
@@ -166,21 +108,26 @@ class Tracker:
         """
         doors = tuple(doors)
         old = {track.identity: index for index, track in enumerate(self._tracks)}
-        self._tracks = [_Track(door, sequence, OpenDoor) for door in doors for sequence in door.sequences]
-        self._tracks += [_Track(door, door.close_sequence, CloseDoor) for door in doors if door.close_sequence]
+        self._tracks = [Track(door, sequence, OpenDoor) for door in doors for sequence in door.sequences]
+        self._tracks += [Track(door, door.close_sequence, CloseDoor) for door in doors if door.close_sequence]
         self._most_echoes = MOST_SPARE_ECHOES + max((track.length for track in self._tracks), default=0)
         self._starts = {}
         for index, track in enumerate(self._tracks):
             self._starts.setdefault(track.first, []).append(index)
         self._harmless = frozenset(port.code for door in doors for port in door.opens_here) | {p.code for p in allowed}
+        self._knocks = frozenset(code for track in self._tracks for code in track.codes)
+        self._unsure.clear()
         moved = {old[track.identity]: index for index, track in enumerate(self._tracks) if track.identity in old}
         for address, source in list(self._sources.items()):
             source.attempts = {moved[i]: tries for i, tries in source.attempts.items() if i in moved}
             self._settle(address, source)
 
     def receive(self, packet: Packet, now: float) -> list[Command]:
-        """Advance every door by one packet and say what to do next."""
+        """Advance every door by one packet to a knock port and say what to do next."""
         code = packet.code
+        if self.scanners.ignores(packet.source, now):
+            self.counters.ignored += 1
+            return []
         source = self._sources.get(packet.source)
         if source is None:
             starts = self._starts.get(code)
@@ -193,6 +140,19 @@ class Tracker:
             source = _Source()
         return self._hear(packet, source, now)
 
+    def receive_stray(self, packet: Packet, now: float) -> list[Command]:
+        """Take a packet to a closed port that is no knock port: it ends its source's attempts at doors that hear it."""
+        if packet.code in self._harmless or packet.code in self._knocks:
+            return []
+        self.counters.strays += 1
+        ended = frozenset(index for index, track in enumerate(self._tracks) if track.hears(packet))
+        self._end_attempts(packet.source, ended)
+        self._unsure.note(packet.source, ended, now)
+        if not self.scanners.note(packet.source, packet.code, now):
+            return []
+        thresholds = self.scanners.thresholds
+        return [SourceIgnored(ip_address(packet.source), thresholds.ports, thresholds.ignore_timeout)]
+
     def expire(self, now: float) -> list[Command]:
         """End what ran out of time, for some of the sources; to be called once a second or so.
 
@@ -200,6 +160,7 @@ class Tracker:
         yet is merely remembered longer: no attempt that is late ever advances.
         """
         commands: list[Command] = []
+        self.scanners.forget(now)
         if not self._unswept:
             self._unswept = list(self._sources)
         batch, self._unswept = self._unswept[:SWEPT_AT_ONCE], self._unswept[SWEPT_AT_ONCE:]
@@ -217,6 +178,8 @@ class Tracker:
         heard_at = source.heard.get(echo)
         if heard_at is not None and now - heard_at <= ECHO_TIMEOUT:
             return commands
+        unsure = self._unsure.tracks(packet.source, now)
+        self._drop_attempts(source, unsure)
         concerned = {*source.attempts, *self._starts.get(packet.code, ())}
         took = [
             self._step(index, packet, source, now, commands) for index in concerned if self._tracks[index].hears(packet)
@@ -227,6 +190,7 @@ class Tracker:
             self.counters.strays += 1
         if took:
             self._remember(source, echo, now)
+        self._drop_attempts(source, unsure)
         self._forget_finished(source)
         self._settle(packet.source, source)
         return commands
@@ -265,6 +229,18 @@ class Tracker:
             # Never one that is further on; of those that are equally far the oldest.
             attempts.remove(min(attempts, key=lambda attempt: attempt.stage))
         attempts.append(_Attempt(1, now))
+
+    def _end_attempts(self, address: bytes, ended: frozenset[int]) -> None:
+        source = self._sources.get(address)
+        if source is not None:
+            self._drop_attempts(source, ended)
+            self._forget_finished(source)
+            self._settle(address, source)
+
+    @staticmethod
+    def _drop_attempts(source: _Source, ended: frozenset[int]) -> None:
+        for index in ended:
+            source.attempts.pop(index, None)
 
     def _drop_all_late(self, address: bytes, source: _Source, now: float, commands: list[Command]) -> None:
         for index, attempts in source.attempts.items():

@@ -11,6 +11,11 @@ from typing import Protocol
 from nfknock.core.packet import Packet
 from nfknock.core.plan import Answer, Plan
 
+# As many packets as are taken before timers get their turn: at 6 µs each, well below a millisecond.
+PACKETS_AT_ONCE = 128
+# No more than that wait to be read.
+QUEUE_LENGTH = 8_192
+
 
 @dataclass(slots=True)
 class ReaderCounters:
@@ -33,8 +38,8 @@ class Reader(Protocol):
     def fileno(self) -> int:
         """Return the descriptor that becomes readable when there are packets."""
 
-    def read(self) -> list[Packet]:
-        """Return what is there, a bounded number at once, each with its verdict given."""
+    def read(self, most: int = PACKETS_AT_ONCE) -> list[Packet]:
+        """Return what is there, so many at once, each with its verdict given."""
 
     def count_lost(self) -> int:
         """Return how many packets the kernel had to drop since `open`, as far as it tells."""
@@ -44,11 +49,20 @@ class Reader(Protocol):
 
 
 def make_reader(kind: str, plan: Plan) -> Reader:
-    """Return the reader of that kind for this plan."""
+    """Return the reader of that kind for this plan's knocks."""
+    return _make(kind, plan.queue, plan.answer, "reader")
+
+
+def make_stray_reader(kind: str, plan: Plan) -> Reader | None:
+    """Return the reader of that kind for this plan's strays, None if it wants none."""
+    return _make(kind, plan.strays.queue, "drop", "guard") if plan.strays else None
+
+
+def _make(kind: str, queue: int, answer: Answer, section: str) -> Reader:
     match kind:
         case "nfqueue":
             from nfknock.readers.nfqueue import NfqueueReader
 
-            return NfqueueReader(plan.queue, plan.answer)
+            return NfqueueReader(queue, answer, section)
         case _:
             raise ValueError(f"there is no reader {kind!r}")

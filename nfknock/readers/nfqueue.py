@@ -15,13 +15,10 @@ from typing import Any
 from nfknock.core.packet import Packet, parse
 from nfknock.core.plan import REJECT_MARK, Answer
 from nfknock.errors import MissingDependencyError, ReaderError
-from nfknock.readers import ReaderCounters
+from nfknock.readers import PACKETS_AT_ONCE, QUEUE_LENGTH, ReaderCounters
 
-# As many packets as are taken before timers get their turn: at 6 µs each, well below a millisecond.
-_PACKETS_AT_ONCE = 128
 # Headers are all that is wanted; the longest chain of extension headers that is parsed fits in here with room.
 _BYTES_COPIED = 512
-_QUEUE_LENGTH = 8_192
 _SOCKET_BUFFER = 8 << 20
 _TABLE = Path("/proc/net/netfilter/nfnetlink_queue")
 
@@ -29,10 +26,12 @@ _TABLE = Path("/proc/net/netfilter/nfnetlink_queue")
 class NfqueueReader:
     """One NFQUEUE, for both families."""
 
-    def __init__(self, queue: int, answer: Answer = "drop") -> None:
+    def __init__(self, queue: int, answer: Answer = "drop", section: str = "reader") -> None:
+        """`section` is where in the configuration the number stands."""
         self.counters = ReaderCounters()
         self.answer: Answer = answer
         self._number = queue
+        self._section = section
         self._queue: Any = None
         self._socket: _BoundedSocket | None = None
         self._packets: list[Packet] = []
@@ -50,9 +49,7 @@ class NfqueueReader:
             with warnings.catch_warnings():
                 # It warns when the socket buffer came out smaller; then losses are counted sooner, that is all.
                 warnings.simplefilter("ignore", RuntimeWarning)
-                queue.bind(
-                    self._number, self._take, max_len=_QUEUE_LENGTH, range=_BYTES_COPIED, sock_len=_SOCKET_BUFFER
-                )
+                queue.bind(self._number, self._take, max_len=QUEUE_LENGTH, range=_BYTES_COPIED, sock_len=_SOCKET_BUFFER)
         except OSError as exc:
             raise ReaderError(self._why_not_bound()) from exc
         self._queue = queue
@@ -61,9 +58,9 @@ class NfqueueReader:
     def fileno(self) -> int:
         return int(self._queue.get_fd())
 
-    def read(self) -> list[Packet]:
+    def read(self, most: int = PACKETS_AT_ONCE) -> list[Packet]:
         assert self._socket is not None  # opened
-        self._socket.left = _PACKETS_AT_ONCE
+        self._socket.left = most
         try:
             self._queue.run_socket(self._socket)
         except OSError as exc:
@@ -105,7 +102,7 @@ class NfqueueReader:
             return f"binding NFQUEUE {self._number}: permission denied, or another program has it; run this as root"
         return (
             f"binding NFQUEUE {self._number}: {_program(row[1])} has it already; "
-            "stop that program, or choose another number with `queue` under [reader]"
+            f"stop that program, or choose another number with `queue` under [{self._section}]"
         )
 
 

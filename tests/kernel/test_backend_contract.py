@@ -13,7 +13,7 @@ from nfknock.backends import Backend
 from nfknock.backends.iptables import IptablesBackend
 from nfknock.config.baseline import read_baseline
 from nfknock.core.model import Hole, Opening, Port, Rule
-from nfknock.core.plan import Plan
+from nfknock.core.plan import Plan, Strays
 from nfknock.errors import BackendError
 from tests.fakes import FakeBackend
 
@@ -30,6 +30,7 @@ PLAN = Plan(
     knock_ports=tuple(Port(7100 + number, "udp" if number % 3 else "tcp") for number in range(50)),
     queue=5,
     forwarded=(*BEHIND[4], *BEHIND[6]),
+    strays=Strays(queue=6),
 )
 
 

@@ -35,6 +35,8 @@ from nfknock.errors import BackendError, MissingDependencyError
 VERDICTS = frozenset(("ACCEPT", "DROP", "RETURN"))
 
 _SONAMES = {"c": "libc.so.6", "xtables": "libxtables.so.12", "ip4tc": "libip4tc.so.2", "ip6tc": "libip6tc.so.2"}
+# Options that take more than one word.
+_SEVERAL_WORDS = frozenset(("tcp-flags",))
 _OLD_OPTION_SIZE = 48
 _NEW_OPTION_SIZE = 56
 
@@ -210,7 +212,7 @@ def _encode(family: Family, spec: Spec) -> Encoded:
     for name, options in spec.matches:
         match = rule.create_match(name)
         for key, value in options:
-            match.set_parameter(key, value)
+            match.set_parameter(key, value.split() if key in _SEVERAL_WORDS else value)
         # Not Rule.final_check: that redirects file descriptor 1 and parses everything again from the text.
         match._final_check()
         user_sizes[name] = match._module.userspacesize
