@@ -9,8 +9,10 @@ half-way (an old attempt, about to run out) never costs the next one anything.
 
 Illegal input leaves the state as it was; time only comes in as `now` (seconds, monotonic). Memory is bounded: a cap on
 sources, on attempts a source may have at a track, and on packets remembered. Sources stand in tiers by the furthest
-stage that they hold. When there is no room the oldest of the lowest tier goes, so a flood of first knocks can push out
-other first knocks and nobody who is further on.
+stage that they hold. When there is no room, newcomers stand in a table that is small for each and large in all
+(`newcomers`), until they knock again; then the oldest of the lowest tier goes there in their place. So a flood of first
+knocks can push out other first knocks, when it is very large, and nobody who is further on; and nobody holds a place by
+standing still.
 """
 
 from __future__ import annotations
@@ -22,14 +24,15 @@ from ipaddress import ip_address
 
 from nfknock.core.decisions import CloseDoor, Command, OpenDoor, SequenceTimeout, SourceIgnored, StageReached
 from nfknock.core.model import Door, Port
-from nfknock.core.packet import TCP, Packet
+from nfknock.core.newcomers import MOST_NEWCOMERS, FirstKnock, Newcomers
+from nfknock.core.packet import TCP, Packet, code_of
 from nfknock.core.scanners import Scanners, Thresholds
 from nfknock.core.sources import is_possible_source
 from nfknock.core.track import Track
 from nfknock.core.unsure import Unsure
 
 # Together these bound what strangers can make us remember.
-MOST_SOURCES = 32_768
+MOST_SOURCES = 8_192
 MOST_ATTEMPTS = 6
 # Packets that were taken, beyond those that the longest sequence needs.
 MOST_SPARE_ECHOES = 5
@@ -52,7 +55,7 @@ class Counters:
     ignored: int = 0
     """Packets of sources that are ignored."""
     evicted: int = 0
-    """Sources that had to go, or could not come in, for want of room."""
+    """Sources whose knocks had to be forgotten, or were not taken up, for want of room."""
 
 
 @dataclass(slots=True)
@@ -82,19 +85,28 @@ class Tracker:
         thresholds: Thresholds | None = None,
         *,
         most_sources: int = MOST_SOURCES,
+        most_newcomers: int = MOST_NEWCOMERS,
     ) -> None:
         self.counters = Counters()
         self.scanners = Scanners(thresholds or Thresholds())
         self._most_sources = most_sources
+        self._most_newcomers = most_newcomers
+        self._newcomers: Newcomers | None = None
+        """Only from the first time on that there was no room: a host that nobody floods does not pay for it."""
         self._sources: dict[bytes, _Source] = {}
         self._tiers: dict[int, OrderedDict[bytes, None]] = {}
         self._tracks: list[Track] = []
         self._starts: dict[int, list[int]] = {}
+        self._later: frozenset[int] = frozenset()
+        """Knocks that are not the first of a sequence."""
+        self._whole: frozenset[int] = frozenset()
+        """Knocks that are a sequence by themselves."""
         self._harmless: frozenset[int] = frozenset()
         self._knocks: frozenset[int] = frozenset()
         self._unsure = Unsure()
         self._unswept: list[bytes] = []
         self._most_echoes = MOST_SPARE_ECHOES
+        self._longest_timeout = 0.0
         self.replace_doors(doors, allowed)
 
     def __len__(self) -> int:
@@ -111,11 +123,14 @@ class Tracker:
         self._tracks = [Track(door, sequence, OpenDoor) for door in doors for sequence in door.sequences]
         self._tracks += [Track(door, door.close_sequence, CloseDoor) for door in doors if door.close_sequence]
         self._most_echoes = MOST_SPARE_ECHOES + max((track.length for track in self._tracks), default=0)
+        self._longest_timeout = max((door.seq_timeout for door in doors), default=0.0)
         self._starts = {}
         for index, track in enumerate(self._tracks):
             self._starts.setdefault(track.first, []).append(index)
         self._harmless = frozenset(port.code for door in doors for port in door.opens_here) | {p.code for p in allowed}
         self._knocks = frozenset(code for track in self._tracks for code in track.codes)
+        self._whole = frozenset(track.first for track in self._tracks if track.length == 1)
+        self._later = frozenset(code for track in self._tracks for code in track.codes[1:])
         self._unsure.clear()
         moved = {old[track.identity]: index for index, track in enumerate(self._tracks) if track.identity in old}
         for address, source in list(self._sources.items()):
@@ -128,17 +143,44 @@ class Tracker:
         if self.scanners.ignores(packet.source, now):
             self.counters.ignored += 1
             return []
-        source = self._sources.get(packet.source)
-        if source is None:
-            starts = self._starts.get(code)
-            if starts is None:
-                self.counters.strays += code not in self._harmless
-                return []
-            if not is_possible_source(packet.source):
-                self.counters.impossible += 1
-                return []
-            source = _Source()
-        return self._hear(packet, source, now)
+        source = self._sources.get(packet.source) or self._meet(packet, code, now)
+        return self._hear(packet, source, now) if source else []
+
+    def _meet(self, packet: Packet, code: int, now: float) -> _Source | None:
+        """Return what is to be known of a source that is not followed yet, None if that is nothing more."""
+        starts = self._starts.get(code)
+        if starts is not None and not is_possible_source(packet.source):
+            self.counters.impossible += 1
+            return None
+        is_crowded = len(self._sources) >= self._most_sources
+        known = (
+            self._newcomers.take(packet.source) if self._newcomers and (code in self._later or not is_crowded) else ()
+        )
+        if starts is None and not known:
+            self.counters.strays += code not in self._harmless
+            return None
+        if not known and is_crowded and code not in self._whole:
+            self._take_in(packet, starts or (), now)
+            return None
+        source = _Source()
+        for knock in known:
+            source.heard[knock.echo] = knock.at
+            # By what address and with which flags it came is not remembered, but by what those are now.
+            for index in self._starts.get(code_of(knock.echo), ()):
+                if self._tracks[index].hears(packet) and self._tracks[index].length > 1:
+                    source.attempts.setdefault(index, []).append(_Attempt(1, knock.at))
+        return source
+
+    def _take_in(self, packet: Packet, starts: Iterable[int], now: float) -> None:
+        """Remember a first knock where there is no room for more."""
+        if any(self._tracks[index].hears(packet) for index in starts):
+            self.counters.knocks += 1
+            self._add_newcomer(packet.source, FirstKnock(packet.echo, now))
+
+    def _add_newcomer(self, address: bytes, knock: FirstKnock) -> None:
+        if self._newcomers is None:
+            self._newcomers = Newcomers(self._most_newcomers)
+        self.counters.evicted += knock.at - self._newcomers.add(address, knock) <= self._longest_timeout
 
     def receive_stray(self, packet: Packet, now: float) -> list[Command]:
         """Take a packet to a closed port that is no knock port: it ends its source's attempts at doors that hear it."""
@@ -146,6 +188,8 @@ class Tracker:
             return []
         self.counters.strays += 1
         ended = frozenset(index for index, track in enumerate(self._tracks) if track.hears(packet))
+        if self._newcomers and ended:
+            self._newcomers.take(packet.source)
         self._end_attempts(packet.source, ended)
         self._unsure.note(packet.source, ended, now)
         if not self.scanners.note(packet.source, packet.code, now):
@@ -173,7 +217,7 @@ class Tracker:
 
     def _hear(self, packet: Packet, source: _Source, now: float) -> list[Command]:
         commands: list[Command] = []
-        echo = packet.sequence_number << 40 | packet.source_port << 24 | packet.code
+        echo = packet.echo
         self._drop_all_late(packet.source, source, now, commands)
         heard_at = source.heard.get(echo)
         if heard_at is not None and now - heard_at <= ECHO_TIMEOUT:
@@ -281,20 +325,35 @@ class Tracker:
             if tier == source.tier:
                 return
             del self._tiers[source.tier][address]
-        elif len(self._sources) >= self._most_sources and not self._evict():
+        elif len(self._sources) >= self._most_sources and not self._evict(tier):
             return
         self._sources[address] = source
         source.tier = tier
         self._tiers.setdefault(tier, OrderedDict())[address] = None
 
-    def _evict(self) -> bool:
-        """Make room by the oldest source of the lowest tier, if none but newcomers would have to go."""
-        self.counters.evicted += 1
-        for tier in (0, 1):
-            if self._tiers.get(tier):
-                self._forget(next(iter(self._tiers[tier])))
-                return True
-        return False
+    def _evict(self, tier: int) -> bool:
+        """Make room for a source of this tier by the oldest of the lowest one, if that is no higher."""
+        lowest = min(each for each, sources in self._tiers.items() if sources)
+        if lowest > max(tier, 1):
+            self.counters.evicted += 1
+            return False
+        address = next(iter(self._tiers[lowest]))
+        self._set_back(address, self._sources[address])
+        self._forget(address)
+        return True
+
+    def _set_back(self, address: bytes, source: _Source) -> None:
+        """Remember a source that has to go as the newcomer that it is, unless it is more."""
+        self.counters.evicted += source.tier > 1
+        firsts = {index: self._tracks[index].first for index in source.attempts}
+        for echo, at in source.heard.items():
+            began = any(
+                attempt.stage == 1 and firsts[index] == code_of(echo) and attempt.started_at == at
+                for index, attempts in source.attempts.items()
+                for attempt in attempts
+            )
+            if began:
+                self._add_newcomer(address, FirstKnock(echo, at))
 
     def _forget(self, address: bytes) -> None:
         del self._tiers[self._sources.pop(address).tier][address]

@@ -45,9 +45,12 @@ class Story:
         *doors: Door,
         allowed: tuple[str, ...] = (),
         most_sources: int = 1000,
+        most_newcomers: int = 1024,
         thresholds: Thresholds | None = None,
     ) -> None:
-        self.tracker = Tracker(doors, map(Port.parse, allowed), thresholds, most_sources=most_sources)
+        self.tracker = Tracker(
+            doors, map(Port.parse, allowed), thresholds, most_sources=most_sources, most_newcomers=most_newcomers
+        )
         self.opened: list[tuple[str, str]] = []
         self.sequences: list[tuple[Port, ...]] = []
         self.closed: list[tuple[str, str]] = []

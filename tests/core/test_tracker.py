@@ -211,16 +211,6 @@ def test_a_crowd_at_the_first_knock_pushes_nobody_out_who_is_further_on() -> Non
     assert story.knock("9000").opened == [(ALICE, "ssh")]
 
 
-def test_when_all_are_further_on_a_newcomer_waits() -> None:
-    story = Story(door(), most_sources=10)
-    for source in _crowd(10):
-        story.knock("7000", "8000", source=source)
-    assert story.knock("7000", "8000", "9000").opened == []
-    for source in _crowd(10):
-        story.knock("9000", source=source)
-    assert len(story.opened) == 10
-
-
 def test_attempts_of_one_source_are_bounded_and_the_furthest_stays() -> None:
     story = Story(door()).knock("7000", "8000")
     for _ in range(50):
