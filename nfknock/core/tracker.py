@@ -210,7 +210,10 @@ class Tracker:
         batch, self._unswept = self._unswept[:SWEPT_AT_ONCE], self._unswept[SWEPT_AT_ONCE:]
         for address in batch:
             if source := self._sources.get(address):
-                self._drop_all_late(address, source, now, commands)
+                # A list for each: that each thing is said once is looked up in it.
+                late: list[Command] = []
+                self._drop_all_late(address, source, now, late)
+                commands += late
                 source.heard = {echo: at for echo, at in source.heard.items() if now - at <= ECHO_TIMEOUT}
                 self._settle(address, source)
         return commands
