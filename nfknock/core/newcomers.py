@@ -39,20 +39,20 @@ class Newcomers:
         self._highs = array("Q", bytes(8 * size))
         self._codes = array("I", bytes(4 * size))
 
-    def add(self, source: bytes, knock: FirstKnock) -> float:
+    def add(self, source: bytes, echo: int, now: float) -> float:
         """Remember a first knock; return when that was knocked which had to go for it, -inf if nothing had to."""
         mark = hash(self._key + source) | 1  # an empty place has 0
         first = oldest = (mark >> 1 & self._rows) * _ROW
         marks, times = self._marks, self._times
         for at in range(first, first + _ROW):
-            if marks[at] == mark and self._echo(at) == knock.echo:
+            if marks[at] == mark and self._echo(at) == echo:
                 return -inf
             if times[at] < times[oldest]:
                 oldest = at
         gone = times[oldest]
-        marks[oldest], times[oldest] = mark, knock.at
+        marks[oldest], times[oldest] = mark, now
         # A number of 72 bits has no array of its own.
-        self._highs[oldest], self._codes[oldest] = knock.echo >> _CODE_BITS, code_of(knock.echo)
+        self._highs[oldest], self._codes[oldest] = echo >> _CODE_BITS, code_of(echo)
         return gone
 
     def take(self, source: bytes) -> list[FirstKnock]:

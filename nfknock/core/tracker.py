@@ -24,7 +24,7 @@ from ipaddress import ip_address
 
 from nfknock.core.decisions import CloseDoor, Command, OpenDoor, SequenceTimeout, SourceIgnored, StageReached
 from nfknock.core.model import Door, Port
-from nfknock.core.newcomers import MOST_NEWCOMERS, FirstKnock, Newcomers
+from nfknock.core.newcomers import MOST_NEWCOMERS, Newcomers
 from nfknock.core.packet import TCP, Packet, code_of
 from nfknock.core.scanners import Scanners, Thresholds
 from nfknock.core.sources import is_possible_source
@@ -173,14 +173,17 @@ class Tracker:
 
     def _take_in(self, packet: Packet, starts: Iterable[int], now: float) -> None:
         """Remember a first knock where there is no room for more."""
-        if any(self._tracks[index].hears(packet) for index in starts):
-            self.counters.knocks += 1
-            self._add_newcomer(packet.source, FirstKnock(packet.echo, now))
+        for index in starts:
+            if self._tracks[index].hears(packet):
+                self.counters.knocks += 1
+                self._add_newcomer(packet.source, packet.echo, now)
+                return
 
-    def _add_newcomer(self, address: bytes, knock: FirstKnock) -> None:
+    def _add_newcomer(self, address: bytes, echo: int, now: float) -> None:
         if self._newcomers is None:
             self._newcomers = Newcomers(self._most_newcomers)
-        self.counters.evicted += knock.at - self._newcomers.add(address, knock) <= self._longest_timeout
+        if now - self._newcomers.add(address, echo, now) <= self._longest_timeout:
+            self.counters.evicted += 1
 
     def receive_stray(self, packet: Packet, now: float) -> list[Command]:
         """Take a packet to a closed port that is no knock port: it ends its source's attempts at doors that hear it."""
@@ -356,7 +359,7 @@ class Tracker:
                 for attempt in attempts
             )
             if began:
-                self._add_newcomer(address, FirstKnock(echo, at))
+                self._add_newcomer(address, echo, at)
 
     def _forget(self, address: bytes) -> None:
         del self._tiers[self._sources.pop(address).tier][address]

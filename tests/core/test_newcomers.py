@@ -24,7 +24,7 @@ def crowd(size: int, start: int = 0) -> list[str]:
 
 def test_what_was_put_in_comes_out_once() -> None:
     table = Newcomers(64)
-    assert table.add(ONE, FirstKnock(ECHO, 5.0)) == -inf
+    assert table.add(ONE, ECHO, 5.0) == -inf
     assert table.take(source(1)) == []
     assert table.take(ONE) == [FirstKnock(ECHO, 5.0)]
     assert table.take(ONE) == []
@@ -33,15 +33,15 @@ def test_what_was_put_in_comes_out_once() -> None:
 def test_an_echo_is_not_remembered_twice_and_another_knock_is() -> None:
     table = Newcomers(64)
     for at in (1.0, 2.0, 3.0):
-        table.add(ONE, FirstKnock(ECHO, at))
-    table.add(ONE, FirstKnock(ECHO - 1, 0.5))
+        table.add(ONE, ECHO, at)
+    table.add(ONE, ECHO - 1, 0.5)
     assert table.take(ONE) == [FirstKnock(ECHO - 1, 0.5), FirstKnock(ECHO, 1.0)]
 
 
 def test_the_oldest_of_a_row_goes() -> None:
     table = Newcomers(4)
     for number in range(6):
-        gone = table.add(source(number), FirstKnock(ECHO, float(number)))
+        gone = table.add(source(number), ECHO, float(number))
         assert gone == (number - 4 if number >= 4 else -inf)
     assert [bool(table.take(source(number))) for number in range(6)] == [False] * 2 + [True] * 4
 
@@ -51,9 +51,9 @@ def test_after_a_second_of_a_flood_nearly_everybody_is_still_there() -> None:
     table, chance = Newcomers(1 << 14), random.Random(1)
     honest = [chance.randbytes(4) for _ in range(500)]
     for each in honest:
-        table.add(each, FirstKnock(ECHO, 0.0))
+        table.add(each, ECHO, 0.0)
     for _ in range(1600):
-        table.add(chance.randbytes(16), FirstKnock(ECHO, 0.5))
+        table.add(chance.randbytes(16), ECHO, 0.5)
     assert sum(bool(table.take(each)) for each in honest) >= 490
 
 
@@ -62,7 +62,7 @@ def test_nobody_can_aim_at_the_row_of_somebody_else() -> None:
     rows = []
     for table in (Newcomers(1 << 10), Newcomers(1 << 10)):
         for number in range(100):
-            table.add(source(number), FirstKnock(ECHO, 1.0 + number))
+            table.add(source(number), ECHO, 1.0 + number)
         rows.append(list(table._times))
     assert rows[0] != rows[1]
 
