@@ -6,8 +6,8 @@ from ipaddress import ip_address
 
 import pytest
 
+from nfknock.core.decisions import CloseDoor, Command, OpenDoor, SequenceTimeout, StageReached
 from nfknock.core.model import Hole, Opening, Port
-from nfknock.core.tracker import CloseDoor, Command, OpenDoor, SequenceTimeout, StageReached
 from nfknock.daemon import logs
 
 SOURCE = ip_address("192.0.2.2")

@@ -14,6 +14,7 @@ from nfknock.core.model import Port
 from nfknock.core.packet import Packet
 from nfknock.daemon import logs
 from nfknock.daemon.simulation import Simulation
+from tests.core.story import ACK
 
 ALICE, BOB, HERE = "192.0.2.2", "192.0.2.3", "192.0.2.1"
 AT = 1_700_000_000.0
@@ -125,9 +126,22 @@ def test_only_what_the_firewall_would_queue_counts(tmp_path: Path) -> None:
     )
     assert simulate(tmp_path, knock(0, "7101", source=BOB), more=more) == []
     assert simulate(tmp_path, knock(0, "7101", source=HERE), more=more) == []
-    assert simulate(tmp_path, knock(0, "7101", "1234", "8203/udp", "9307"), more=more) == OPENED
     said = simulate(tmp_path, knock(0, "5101", "5203/udp", *KNOCKS), more=more)
     assert said[-2:] == [(0, f"{ALICE}: all: opened 8203/udp for 30 s"), (0, "Stage 1")]
+
+
+def test_strays_count_as_the_firewall_would_show_them(tmp_path: Path) -> None:
+    """Without a scan's flags, or as an answer to a question of ours, a packet is none."""
+    stray = knock(0, "1234")
+    harmless: Packets = [(at, packet._replace(flags=ACK)) for at, packet in stray if packet]
+    harmless += [(at, packet._replace(source_port=53)) for at, packet in knock(0, "4711/udp") if packet]
+    assert simulate(tmp_path, knock(0, "7101"), harmless, knock(0, "8203/udp", "9307")) == OPENED
+    assert simulate(tmp_path, knock(0, "7101"), stray, knock(0, "8203/udp", "9307")) == OPENED[:1]
+    unwatched = "[guard]\nstrays = false\n"
+    assert simulate(tmp_path, knock(0, "7101"), stray, knock(0, "8203/udp", "9307"), more=unwatched) == OPENED
+    scan = [str(port) for port in range(100, 200)]
+    [*_, ignored] = simulate(tmp_path, knock(0, *scan))
+    assert ignored == (0, f"{ALICE}: hit 20 closed ports; ignored until it has hit none for 60 s")
 
 
 def test_two_sources_and_both_families(tmp_path: Path) -> None:

@@ -138,7 +138,12 @@ def _print(report: dict[str, Any]) -> None:
 
 
 def _print_doors(console: Console, daemon: dict[str, Any]) -> None:
-    """Say what doors have besides holes, where they have it. An older daemon does not tell."""
+    """Say who is kept from the doors, and what these have besides holes. An older daemon does not tell."""
+    if ignored := daemon.get("sources_ignored", 0):
+        packets = daemon["ignored"]
+        console.print(
+            f"guard     {ignored} {'source' if ignored == 1 else 'sources'} ignored, {packets} of their knocks"
+        )
     for door, left in daemon.get("one_time_left", {}).items():
         scarce = left <= FEW_LEFT
         console.print(f"one-time  {door}: {'[red]' if scarce else ''}{left} left{'[/]' if scarce else ''}")

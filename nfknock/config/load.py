@@ -12,9 +12,19 @@ from nfknock.config import sections
 from nfknock.config.baseline import read_baseline
 from nfknock.config.doors import Tolerated, read_doors
 from nfknock.config.toml import parse_toml, read_file
-from nfknock.config.values import at, interface, network, path_beside, ports
+from nfknock.config.values import at, interface, network, path_beside, ports, timeout
 from nfknock.core.model import Door, Port, Rule
-from nfknock.core.plan import BackendChoice, Plan, cut_openings, forwarded, knock_ports, opened_here
+from nfknock.core.plan import (
+    BackendChoice,
+    Plan,
+    Strays,
+    cut_openings,
+    forwarded,
+    knock_ports,
+    opened_here,
+    stray_flags,
+)
+from nfknock.core.scanners import Thresholds
 from nfknock.errors import ConfigError
 from nfknock.knockd import KnockdError, convert, looks_like_knockd
 
@@ -23,7 +33,10 @@ DEFAULT_PATH = Path("/etc/nfknock/nfknock.toml")
 # Some 300 bytes of the kernel's memory for each entry.
 _LARGEST_SET = 1 << 20
 _ATTACH = re.compile(r"(inet|ip6?) [A-Za-z][\w/\\.]* [A-Za-z][\w/\\.]*", re.ASCII)
-_SECTIONS = ("firewall", "reader", "log", "doors")
+_SECTIONS = ("firewall", "reader", "guard", "log", "doors")
+_LAST_QUEUE = 65535
+_MOST_PORTS = 1000
+_LONGEST_IGNORE_TIMEOUT = 86400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +59,8 @@ class Config:
     allowed_ports: tuple[Port, ...]
     """Ports that are open to everybody, for whom a packet there is no stray."""
     log: Log
+    thresholds: Thresholds
+    """From what on a source is ignored."""
     warnings: tuple[str, ...] = ()
     """What was tolerated."""
     notes: tuple[str, ...] = ()
@@ -114,8 +129,9 @@ def _config(path: Path, raw: dict[str, Any], notes: tuple[str, ...], tolerates: 
     if not 1 <= firewall.set_size <= _LARGEST_SET:
         raise ValueError(f"firewall.set_size: {firewall.set_size} is out of range (1 to {_LARGEST_SET})")
     reader = sections.read_section(raw.get("reader", {}), sections.Reader, "reader")
-    if not 0 <= reader.queue <= 65535:
-        raise ValueError(f"reader.queue: {reader.queue} is out of range (0 to 65535)")
+    if not 0 <= reader.queue <= _LAST_QUEUE:
+        raise ValueError(f"reader.queue: {reader.queue} is out of range (0 to {_LAST_QUEUE})")
+    guard = sections.read_section(raw.get("guard", {}), sections.Guard, "guard")
     log = sections.read_section(raw.get("log", {}), sections.Log, "log")
     warnings: list[str] = []
     # Beside the configuration, wherever nfknock is started from.
@@ -133,6 +149,7 @@ def _config(path: Path, raw: dict[str, Any], notes: tuple[str, ...], tolerates: 
         reader=reader.kind,
         answer=reader.answer,
         interfaces=tuple(at("firewall.interfaces", interface, name) for name in firewall.interfaces),
+        strays=Strays(queue=_stray_queue(guard, reader), tcpflags=stray_flags(doors)) if guard.strays else None,
     )
     return Config(
         path=path,
@@ -141,9 +158,31 @@ def _config(path: Path, raw: dict[str, Any], notes: tuple[str, ...], tolerates: 
         doors=doors,
         plan=plan,
         allowed_ports=open_to_all,
+        thresholds=_thresholds(guard),
         log=Log(syslog=log.syslog, file=at("log.file", beside, log.file)),
         warnings=tuple(warnings),
         notes=notes,
+    )
+
+
+def _stray_queue(guard: sections.Guard, reader: sections.Reader) -> int:
+    """Return the number that strays come by: beside that of the knocks, unless one is given."""
+    if guard.queue is None:
+        return reader.queue + 1 if reader.queue < _LAST_QUEUE else reader.queue - 1
+    if not 0 <= guard.queue <= _LAST_QUEUE:
+        raise ValueError(f"guard.queue: {guard.queue} is out of range (0 to {_LAST_QUEUE})")
+    if guard.queue == reader.queue:
+        raise ValueError(f"guard.queue: {guard.queue} is that of the knocks; a flood of strays would push them out")
+    return guard.queue
+
+
+def _thresholds(guard: sections.Guard) -> Thresholds:
+    if not 0 <= guard.ports <= _MOST_PORTS:
+        raise ValueError(f"guard.ports: {guard.ports} is out of range (0 to {_MOST_PORTS})")
+    return Thresholds(
+        ports=guard.ports,
+        within=timeout("guard.within", guard.within, 0.1, 3600),
+        ignore_timeout=timeout("guard.ignore_timeout", guard.ignore_timeout, 1, _LONGEST_IGNORE_TIMEOUT),
     )
 
 

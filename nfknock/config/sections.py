@@ -44,6 +44,16 @@ class Reader(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     answer: Literal["drop", "reject"] = "drop"
 
 
+class Guard(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """The keys of [guard]."""
+
+    strays: bool = True
+    queue: int | None = None
+    ports: int = 20
+    within: Duration = "10s"
+    ignore_timeout: Duration = "60s"
+
+
 class Log(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """The keys of [log]."""
 

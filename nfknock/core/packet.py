@@ -7,6 +7,7 @@ with nfknock's own rules); a fragment that comes alone all the same is None unle
 
 from __future__ import annotations
 
+import struct
 from typing import NamedTuple
 
 TCP = 6
@@ -19,6 +20,11 @@ _AUTHENTICATION = 51
 _PLAIN_EXTENSIONS = frozenset((0, 43, 60, 135, 139, 140))
 # RFC 8200 allows more in principle; no honest host sends a SYN behind this many.
 _MOST_EXTENSIONS = 8
+
+# RFC 9293 section 3.1, as far as the flags; RFC 768.
+_TCP_HEADER = struct.Struct("!HHI5xB")
+_PORTS = struct.Struct("!HH")
+_UDP_HEADER_SIZE = 8
 
 
 class Packet(NamedTuple):
@@ -39,6 +45,16 @@ class Packet(NamedTuple):
     def code(self) -> int:
         """Protocol and destination port in one integer, as `Port.code` has it."""
         return self.protocol << 16 | self.port
+
+    @property
+    def echo(self) -> int:
+        """What it has in common with its retransmissions and duplicates alone: a number of 72 bits."""
+        return self.sequence_number << 40 | self.source_port << 24 | self.protocol << 16 | self.port
+
+
+def code_of(echo: int) -> int:
+    """Return the code of the packets that have this echo."""
+    return echo & 0xFFFFFF
 
 
 def parse(payload: bytes) -> Packet | None:
@@ -64,7 +80,7 @@ def _parse_ipv4(payload: bytes) -> Packet | None:
         return None  # a later fragment has no ports
     # Bytes behind the length that the header states are link padding, not packet.
     end = min(len(payload), total)
-    return _transport(payload[12:16], payload[16:20], payload[9], payload[header:end])
+    return _transport((payload[12:16], payload[16:20]), payload[9], payload, header, end)
 
 
 def _parse_ipv6(payload: bytes) -> Packet | None:
@@ -74,7 +90,7 @@ def _parse_ipv6(payload: bytes) -> Packet | None:
     following, offset = payload[6], 40
     for _ in range(_MOST_EXTENSIONS + 1):
         if following in (TCP, UDP):
-            return _transport(payload[8:24], payload[24:40], following, payload[offset:end])
+            return _transport((payload[8:24], payload[24:40]), following, payload, offset, end)
         if offset + 8 > end:
             return None
         if following in _PLAIN_EXTENSIONS:
@@ -89,17 +105,10 @@ def _parse_ipv6(payload: bytes) -> Packet | None:
     return None
 
 
-def _transport(source: bytes, target: bytes, protocol: int, segment: bytes) -> Packet | None:
-    if protocol == UDP and len(segment) >= 8:
-        return Packet(source, target, UDP, segment[0] << 8 | segment[1], segment[2] << 8 | segment[3])
-    if protocol == TCP and len(segment) >= 14:
-        return Packet(
-            source,
-            target,
-            TCP,
-            segment[0] << 8 | segment[1],
-            segment[2] << 8 | segment[3],
-            int.from_bytes(segment[4:8], "big"),
-            segment[13],
-        )
+def _transport(addresses: tuple[bytes, bytes], protocol: int, payload: bytes, offset: int, end: int) -> Packet | None:
+    if protocol == TCP and end - offset >= _TCP_HEADER.size:
+        source_port, port, number, flags = _TCP_HEADER.unpack_from(payload, offset)
+        return Packet(*addresses, TCP, source_port, port, number, flags)
+    if protocol == UDP and end - offset >= _UDP_HEADER_SIZE:
+        return Packet(*addresses, UDP, *_PORTS.unpack_from(payload, offset))
     return None

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from nfknock.core.model import Door, Opening, Port, Rule
+from nfknock.core.model import BARE_SYN, Door, Opening, Port, Rule, TcpFlags
 
 Answer = Literal["drop", "reject"]
 ReaderKind = Literal["nfqueue", "nflog"]
@@ -14,6 +14,23 @@ ReaderKind = Literal["nfqueue", "nflog"]
 # What the NFQUEUE reader marks a knock with that is to be answered ("knok" in ASCII); a backend's rules reject what
 # bears it.
 REJECT_MARK = 0x6B6E6F6B
+
+
+# So many strays a second the reader is shown at most, of each kind, and so many at once after a pause: enough of every
+# scan, and little work under a flood (docs/design/0013-strangers.md).
+STRAYS_A_SECOND = 5_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strays:
+    """Which packets to closed ports the daemon is shown, by a queue of their own.
+
+    Of what comes to this host's own addresses and nothing else took: UDP, and TCP with any of these flags. Not what is
+    sent to many, which nobody scans with.
+    """
+
+    queue: int
+    tcpflags: tuple[TcpFlags, ...] = (BARE_SYN,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +41,8 @@ class Plan:
     `knock_ports`, whose packets go to the `reader`, by the NFQUEUE number or NFLOG group `queue`. With `interfaces`,
     holes and knocks count on those alone. `answer` is what becomes of a knock packet. `forwarded` is what doors open on
     hosts behind this one: shut for everybody, on those interfaces, but for holes. Sessions with what is in `cut` are
-    not taken up again once they were cut.
+    not taken up again once they were cut. `strays` are shown behind everything else, the host's own rules included;
+    None: they are not.
     """
 
     baseline: tuple[Rule, ...]
@@ -38,6 +56,7 @@ class Plan:
     """What doors open on this host, for backends that have to know who stands in the way."""
     forwarded: tuple[Opening, ...] = ()
     cut: tuple[Opening, ...] = ()
+    strays: Strays | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,3 +91,8 @@ def cut_openings(doors: Iterable[Door]) -> tuple[Opening, ...]:
 def forwarded(doors: Iterable[Door]) -> tuple[Opening, ...]:
     """Everything that any door opens on a host behind this one, in a fixed order."""
     return tuple(sorted({opening for door in doors for opening in door.opens if opening.to is not None}, key=str))
+
+
+def stray_flags(doors: Iterable[Door]) -> tuple[TcpFlags, ...]:
+    """Return which TCP packets mean anything to any door, in a fixed order."""
+    return tuple(sorted({door.tcpflags for door in doors}, key=lambda flags: (flags.mask, flags.value)))

@@ -9,23 +9,30 @@ half-way (an old attempt, about to run out) never costs the next one anything.
 
 Illegal input leaves the state as it was; time only comes in as `now` (seconds, monotonic). Memory is bounded: a cap on
 sources, on attempts a source may have at a track, and on packets remembered. Sources stand in tiers by the furthest
-stage that they hold. When there is no room the oldest of the lowest tier goes, so a flood of first knocks can push out
-other first knocks and nobody who is further on.
+stage that they hold. When there is no room, newcomers stand in a table that is small for each and large in all
+(`newcomers`), until they knock again; then the oldest of the lowest tier goes there in their place. So a flood of first
+knocks can push out other first knocks, when it is very large, and nobody who is further on; and nobody holds a place by
+standing still.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from ipaddress import ip_address
 
-from nfknock.core.model import Door, IPAddress, Port, Sequence
-from nfknock.core.packet import TCP, Packet
+from nfknock.core.decisions import CloseDoor, Command, OpenDoor, SequenceTimeout, SourceIgnored, StageReached
+from nfknock.core.model import Door, Port
+from nfknock.core.newcomers import MOST_NEWCOMERS, Newcomers
+from nfknock.core.packet import TCP, Packet, code_of
+from nfknock.core.scanners import Scanners, Thresholds
 from nfknock.core.sources import is_possible_source
+from nfknock.core.track import Track
+from nfknock.core.unsure import Unsure
 
 # Together these bound what strangers can make us remember.
-MOST_SOURCES = 32_768
+MOST_SOURCES = 8_192
 MOST_ATTEMPTS = 6
 # Packets that were taken, beyond those that the longest sequence needs.
 MOST_SPARE_ECHOES = 5
@@ -33,45 +40,6 @@ MOST_SPARE_ECHOES = 5
 # was counted must be nothing even when its attempt is long over.
 ECHO_TIMEOUT = 130.0
 SWEPT_AT_ONCE = 4_096
-
-
-@dataclass(frozen=True, slots=True)
-class StageReached:
-    """The source matched `stage` knocks of the door's sequence, or of the one that closes it."""
-
-    door: str
-    source: IPAddress
-    stage: int
-    is_closing: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class OpenDoor:
-    """The source knocked a whole sequence of the door: let it in."""
-
-    door: str
-    source: IPAddress
-    sequence: Sequence
-
-
-@dataclass(frozen=True, slots=True)
-class CloseDoor:
-    """The source knocked the closing sequence: shut what is open for it."""
-
-    door: str
-    source: IPAddress
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceTimeout:
-    """An attempt to open that had got as far as `stage` ran out of time."""
-
-    door: str
-    source: IPAddress
-    stage: int
-
-
-Command = StageReached | OpenDoor | CloseDoor | SequenceTimeout
 
 
 @dataclass(slots=True)
@@ -84,47 +52,16 @@ class Counters:
     """Packets to closed ports that did neither."""
     impossible: int = 0
     """First knocks from addresses that nobody can have."""
+    ignored: int = 0
+    """Packets of sources that are ignored."""
     evicted: int = 0
-    """Sources that had to go, or could not come in, for want of room."""
+    """Sources whose knocks had to be forgotten, or were not taken up, for want of room."""
 
 
 @dataclass(slots=True)
 class _Attempt:
     stage: int
     started_at: float
-
-
-class _Track:
-    """One sequence of one door, ready for comparing."""
-
-    __slots__ = ("codes", "door", "finish", "first", "length", "sequence", "target")
-
-    def __init__(self, door: Door, sequence: Sequence, finish: type[OpenDoor | CloseDoor]) -> None:
-        self.door = door
-        self.sequence = sequence
-        self.codes = tuple(port.code for port in sequence)
-        self.first = self.codes[0]
-        self.length = len(self.codes)
-        self.finish = finish
-        self.target = door.target.packed if door.target else None
-
-    def hears(self, packet: Packet) -> bool:
-        """Whether the packet is anything at all to this door."""
-        if self.target is not None and packet.target != self.target:
-            return False
-        return packet.protocol != TCP or self.door.tcpflags.accepts(packet.flags)
-
-    @property
-    def identity(self) -> tuple[Door, Sequence, type[OpenDoor | CloseDoor]]:
-        """What has to stay the same for attempts to go on: all but which other one-time sequences count as well."""
-        one_time = self.door.one_time and replace(self.door.one_time, window=(), left=0)
-        return (replace(self.door, one_time=one_time), self.sequence, self.finish)
-
-    def finished(self, source: IPAddress) -> OpenDoor | CloseDoor:
-        """Return what the last knock brings about."""
-        if self.finish is OpenDoor:
-            return OpenDoor(self.door.name, source, self.sequence)
-        return CloseDoor(self.door.name, source)
 
 
 class _Source:
@@ -142,17 +79,34 @@ class Tracker:
     """Follows every source through every door."""
 
     def __init__(
-        self, doors: Iterable[Door], allowed: Iterable[Port] = (), *, most_sources: int = MOST_SOURCES
+        self,
+        doors: Iterable[Door],
+        allowed: Iterable[Port] = (),
+        thresholds: Thresholds | None = None,
+        *,
+        most_sources: int = MOST_SOURCES,
+        most_newcomers: int = MOST_NEWCOMERS,
     ) -> None:
         self.counters = Counters()
+        self.scanners = Scanners(thresholds or Thresholds())
         self._most_sources = most_sources
+        self._most_newcomers = most_newcomers
+        self._newcomers: Newcomers | None = None
+        """Only from the first time on that there was no room: a host that nobody floods does not pay for it."""
         self._sources: dict[bytes, _Source] = {}
         self._tiers: dict[int, OrderedDict[bytes, None]] = {}
-        self._tracks: list[_Track] = []
+        self._tracks: list[Track] = []
         self._starts: dict[int, list[int]] = {}
+        self._later: frozenset[int] = frozenset()
+        """Knocks that are not the first of a sequence."""
+        self._whole: frozenset[int] = frozenset()
+        """Knocks that are a sequence by themselves."""
         self._harmless: frozenset[int] = frozenset()
+        self._knocks: frozenset[int] = frozenset()
+        self._unsure = Unsure()
         self._unswept: list[bytes] = []
         self._most_echoes = MOST_SPARE_ECHOES
+        self._longest_timeout = 0.0
         self.replace_doors(doors, allowed)
 
     def __len__(self) -> int:
@@ -166,32 +120,85 @@ class Tracker:
         """
         doors = tuple(doors)
         old = {track.identity: index for index, track in enumerate(self._tracks)}
-        self._tracks = [_Track(door, sequence, OpenDoor) for door in doors for sequence in door.sequences]
-        self._tracks += [_Track(door, door.close_sequence, CloseDoor) for door in doors if door.close_sequence]
+        self._tracks = [Track(door, sequence, OpenDoor) for door in doors for sequence in door.sequences]
+        self._tracks += [Track(door, door.close_sequence, CloseDoor) for door in doors if door.close_sequence]
         self._most_echoes = MOST_SPARE_ECHOES + max((track.length for track in self._tracks), default=0)
+        self._longest_timeout = max((door.seq_timeout for door in doors), default=0.0)
         self._starts = {}
         for index, track in enumerate(self._tracks):
             self._starts.setdefault(track.first, []).append(index)
         self._harmless = frozenset(port.code for door in doors for port in door.opens_here) | {p.code for p in allowed}
+        self._knocks = frozenset(code for track in self._tracks for code in track.codes)
+        self._whole = frozenset(track.first for track in self._tracks if track.length == 1)
+        self._later = frozenset(code for track in self._tracks for code in track.codes[1:])
+        self._unsure.clear()
         moved = {old[track.identity]: index for index, track in enumerate(self._tracks) if track.identity in old}
         for address, source in list(self._sources.items()):
             source.attempts = {moved[i]: tries for i, tries in source.attempts.items() if i in moved}
             self._settle(address, source)
 
     def receive(self, packet: Packet, now: float) -> list[Command]:
-        """Advance every door by one packet and say what to do next."""
+        """Advance every door by one packet to a knock port and say what to do next."""
         code = packet.code
-        source = self._sources.get(packet.source)
-        if source is None:
-            starts = self._starts.get(code)
-            if starts is None:
-                self.counters.strays += code not in self._harmless
-                return []
-            if not is_possible_source(packet.source):
-                self.counters.impossible += 1
-                return []
-            source = _Source()
-        return self._hear(packet, source, now)
+        if self.scanners.ignores(packet.source, now):
+            self.counters.ignored += 1
+            return []
+        source = self._sources.get(packet.source) or self._meet(packet, code, now)
+        return self._hear(packet, source, now) if source else []
+
+    def _meet(self, packet: Packet, code: int, now: float) -> _Source | None:
+        """Return what is to be known of a source that is not followed yet, None if that is nothing more."""
+        starts = self._starts.get(code)
+        if starts is not None and not is_possible_source(packet.source):
+            self.counters.impossible += 1
+            return None
+        is_crowded = len(self._sources) >= self._most_sources
+        known = (
+            self._newcomers.take(packet.source) if self._newcomers and (code in self._later or not is_crowded) else ()
+        )
+        if starts is None and not known:
+            self.counters.strays += code not in self._harmless
+            return None
+        if not known and is_crowded and code not in self._whole:
+            self._take_in(packet, starts or (), now)
+            return None
+        source = _Source()
+        for knock in known:
+            source.heard[knock.echo] = knock.at
+            # By what address and with which flags it came is not remembered, but by what those are now.
+            for index in self._starts.get(code_of(knock.echo), ()):
+                if self._tracks[index].hears(packet) and self._tracks[index].length > 1:
+                    source.attempts.setdefault(index, []).append(_Attempt(1, knock.at))
+        return source
+
+    def _take_in(self, packet: Packet, starts: Iterable[int], now: float) -> None:
+        """Remember a first knock where there is no room for more."""
+        for index in starts:
+            if self._tracks[index].hears(packet):
+                self.counters.knocks += 1
+                self._add_newcomer(packet.source, packet.echo, now)
+                return
+
+    def _add_newcomer(self, address: bytes, echo: int, now: float) -> None:
+        if self._newcomers is None:
+            self._newcomers = Newcomers(self._most_newcomers)
+        if now - self._newcomers.add(address, echo, now) <= self._longest_timeout:
+            self.counters.evicted += 1
+
+    def receive_stray(self, packet: Packet, now: float) -> list[Command]:
+        """Take a packet to a closed port that is no knock port: it ends its source's attempts at doors that hear it."""
+        if packet.code in self._harmless or packet.code in self._knocks:
+            return []
+        self.counters.strays += 1
+        ended = frozenset(index for index, track in enumerate(self._tracks) if track.hears(packet))
+        if self._newcomers and ended:
+            self._newcomers.take(packet.source)
+        self._end_attempts(packet.source, ended)
+        self._unsure.note(packet.source, ended, now)
+        if not self.scanners.note(packet.source, packet.code, now):
+            return []
+        thresholds = self.scanners.thresholds
+        return [SourceIgnored(ip_address(packet.source), thresholds.ports, thresholds.ignore_timeout)]
 
     def expire(self, now: float) -> list[Command]:
         """End what ran out of time, for some of the sources; to be called once a second or so.
@@ -200,23 +207,29 @@ class Tracker:
         yet is merely remembered longer: no attempt that is late ever advances.
         """
         commands: list[Command] = []
+        self.scanners.forget(now)
         if not self._unswept:
             self._unswept = list(self._sources)
         batch, self._unswept = self._unswept[:SWEPT_AT_ONCE], self._unswept[SWEPT_AT_ONCE:]
         for address in batch:
             if source := self._sources.get(address):
-                self._drop_all_late(address, source, now, commands)
+                # A list for each: that each thing is said once is looked up in it.
+                late: list[Command] = []
+                self._drop_all_late(address, source, now, late)
+                commands += late
                 source.heard = {echo: at for echo, at in source.heard.items() if now - at <= ECHO_TIMEOUT}
                 self._settle(address, source)
         return commands
 
     def _hear(self, packet: Packet, source: _Source, now: float) -> list[Command]:
         commands: list[Command] = []
-        echo = packet.sequence_number << 40 | packet.source_port << 24 | packet.code
+        echo = packet.echo
         self._drop_all_late(packet.source, source, now, commands)
         heard_at = source.heard.get(echo)
         if heard_at is not None and now - heard_at <= ECHO_TIMEOUT:
             return commands
+        unsure = self._unsure.tracks(packet.source, now)
+        self._drop_attempts(source, unsure)
         concerned = {*source.attempts, *self._starts.get(packet.code, ())}
         took = [
             self._step(index, packet, source, now, commands) for index in concerned if self._tracks[index].hears(packet)
@@ -227,6 +240,7 @@ class Tracker:
             self.counters.strays += 1
         if took:
             self._remember(source, echo, now)
+        self._drop_attempts(source, unsure)
         self._forget_finished(source)
         self._settle(packet.source, source)
         return commands
@@ -265,6 +279,18 @@ class Tracker:
             # Never one that is further on; of those that are equally far the oldest.
             attempts.remove(min(attempts, key=lambda attempt: attempt.stage))
         attempts.append(_Attempt(1, now))
+
+    def _end_attempts(self, address: bytes, ended: frozenset[int]) -> None:
+        source = self._sources.get(address)
+        if source is not None:
+            self._drop_attempts(source, ended)
+            self._forget_finished(source)
+            self._settle(address, source)
+
+    @staticmethod
+    def _drop_attempts(source: _Source, ended: frozenset[int]) -> None:
+        for index in ended:
+            source.attempts.pop(index, None)
 
     def _drop_all_late(self, address: bytes, source: _Source, now: float, commands: list[Command]) -> None:
         for index, attempts in source.attempts.items():
@@ -305,20 +331,35 @@ class Tracker:
             if tier == source.tier:
                 return
             del self._tiers[source.tier][address]
-        elif len(self._sources) >= self._most_sources and not self._evict():
+        elif len(self._sources) >= self._most_sources and not self._evict(tier):
             return
         self._sources[address] = source
         source.tier = tier
         self._tiers.setdefault(tier, OrderedDict())[address] = None
 
-    def _evict(self) -> bool:
-        """Make room by the oldest source of the lowest tier, if none but newcomers would have to go."""
-        self.counters.evicted += 1
-        for tier in (0, 1):
-            if self._tiers.get(tier):
-                self._forget(next(iter(self._tiers[tier])))
-                return True
-        return False
+    def _evict(self, tier: int) -> bool:
+        """Make room for a source of this tier by the oldest of the lowest one, if that is no higher."""
+        lowest = min(each for each, sources in self._tiers.items() if sources)
+        if lowest > max(tier, 1):
+            self.counters.evicted += 1
+            return False
+        address = next(iter(self._tiers[lowest]))
+        self._set_back(address, self._sources[address])
+        self._forget(address)
+        return True
+
+    def _set_back(self, address: bytes, source: _Source) -> None:
+        """Remember a source that has to go as the newcomer that it is, unless it is more."""
+        self.counters.evicted += source.tier > 1
+        firsts = {index: self._tracks[index].first for index in source.attempts}
+        for echo, at in source.heard.items():
+            began = any(
+                attempt.stage == 1 and firsts[index] == code_of(echo) and attempt.started_at == at
+                for index, attempts in source.attempts.items()
+                for attempt in attempts
+            )
+            if began:
+                self._add_newcomer(address, echo, at)
 
     def _forget(self, address: bytes) -> None:
         del self._tiers[self._sources.pop(address).tier][address]

@@ -8,9 +8,9 @@ import shlex
 from collections.abc import Sequence
 
 from nfknock.config.durations import format_duration
+from nfknock.core.decisions import CloseDoor, Command, OpenDoor, SequenceTimeout, SourceIgnored, StageReached
 from nfknock.core.lint import few_left
 from nfknock.core.model import Hole, IPAddress
-from nfknock.core.tracker import CloseDoor, Command, OpenDoor, SequenceTimeout, StageReached
 
 log = logging.getLogger("nfknock")
 
@@ -21,6 +21,9 @@ _SUMMARY_EVERY = 10.0
 
 def describe(command: Command) -> str:
     """Return the log line for what the tracker decided."""
+    if isinstance(command, SourceIgnored):
+        timeout = format_duration(command.ignore_timeout)
+        return f"{command.source}: hit {command.ports} closed ports; ignored until it has hit none for {timeout}"
     start = f"{command.source}: {command.door}"
     match command:
         case StageReached(stage=stage, is_closing=is_closing):

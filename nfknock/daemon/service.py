@@ -14,11 +14,12 @@ from typing import Any, assert_never
 
 from nfknock.backends import make_backend
 from nfknock.config import Config, load, read
+from nfknock.core.decisions import CloseDoor, Command, OpenDoor, SequenceTimeout, SourceIgnored, StageReached
 from nfknock.core.lint import FEW_LEFT
 from nfknock.core.model import Door, IPAddress
 from nfknock.core.onetime import Line
 from nfknock.core.plan import Plan, ReaderKind, knock_ports
-from nfknock.core.tracker import CloseDoor, Command, OpenDoor, SequenceTimeout, StageReached, Tracker
+from nfknock.core.tracker import Tracker
 from nfknock.daemon import control, logs
 from nfknock.daemon.commands import CommandRunner
 from nfknock.daemon.firewall import Firewall
@@ -27,7 +28,7 @@ from nfknock.daemon.spending import Spender
 from nfknock.daemon.threads import in_thread
 from nfknock.daemon.trial import Trial
 from nfknock.errors import NfknockError
-from nfknock.readers import Reader, make_reader
+from nfknock.readers import PACKETS_AT_ONCE, QUEUE_LENGTH, Reader, make_reader, make_stray_reader
 
 _TICK = 1.0
 
@@ -39,8 +40,9 @@ class Service:
         self._config = config
         self._outlets = outlets
         self._doors = {door.name: door for door in config.doors}
-        self._tracker = Tracker(config.doors, config.allowed_ports)
+        self._tracker = Tracker(config.doors, config.allowed_ports, config.thresholds)
         self._reader = make_reader(config.plan)
+        self._strays = make_stray_reader(config.plan)
         self._firewall = Firewall(lambda: make_backend(config.backend), repair=config.repair)
         self._commands = CommandRunner()
         self._spender = Spender(self._find, self._let_in, self._follow)
@@ -61,13 +63,16 @@ class Service:
         loop.set_exception_handler(_say_in_a_line)
         self._reader.open()
         try:
+            if self._strays:
+                self._strays.open()
             await self._commands.prepare(self._config.doors)
             await self._firewall.start(self._config.plan, self._config.doors)
             self._commands.adopt(self._doors)
             async with control.answering(self.describe):
                 await self._serve(loop)
         finally:
-            self._reader.close()
+            for reader in self._readers:
+                reader.close()
         self._ended.result()
 
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -75,7 +80,7 @@ class Service:
         waiting = [loop.create_task(self._tick()), loop.create_task(self._reload_when_asked())]
         for task in (writing, *waiting):
             task.add_done_callback(self._end_with)
-        loop.add_reader(self._reader.fileno(), self._read)
+        self._listen()
         if self._config.notes:
             count = len(self._config.notes)
             logs.log.info("%s is a knockd.conf, read as `nfknock import` reads it: %d notes", self._config.path, count)
@@ -83,7 +88,8 @@ class Service:
         control.notify("READY=1")
         await asyncio.wait([self._ended])
         control.notify("STOPPING=1")
-        loop.remove_reader(self._reader.fileno())
+        for reader in self._readers:
+            loop.remove_reader(reader.fileno())
         for task in waiting:
             task.cancel()
         await asyncio.wait(waiting)
@@ -94,6 +100,16 @@ class Service:
         # The loop would give SIGHUP back its default, which is to end us before we have ended.
         loop.remove_signal_handler(signal.SIGHUP)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    @property
+    def _readers(self) -> list[Reader]:
+        return [self._reader, *filter(None, [self._strays])]
+
+    def _listen(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._reader.fileno(), self._read)
+        if self._strays:
+            loop.add_reader(self._strays.fileno(), self._read_strays)
 
     def describe(self) -> dict[str, Any]:
         """Return the `daemon` part of `status --json`."""
@@ -110,6 +126,9 @@ class Service:
             "reader": {"kind": plan.reader, "queue": plan.queue, "port": self._reader.port},
             "unreadable": self._reader.counters.unreadable,
             "impossible": counters.impossible,
+            "ignored": counters.ignored,
+            "sources_ignored": self._tracker.scanners.count(time.monotonic()),
+            "strays_lost": self._strays.count_lost() if self._strays else 0,
             "evicted": counters.evicted,
             "sources": len(self._tracker),
             "one_time_left": {door.name: door.one_time.left for door in self._doors.values() if door.one_time},
@@ -120,16 +139,31 @@ class Service:
     def _read(self) -> None:
         now = time.monotonic()
         try:
-            for packet in self._reader.read():
+            # Knocks are read first, however many strays there are. But of those every one that reached the kernel
+            # before these knocks counts before them.
+            knocks = self._reader.read()
+            self._take_strays(QUEUE_LENGTH, now)
+            for packet in knocks:
                 for command in self._tracker.receive(packet, now):
                     self._do(command, now)
         except Exception as exc:  # noqa: BLE001
             # Shut is safe: without a reader the kernel drops knocks, and whoever supervises us starts us again.
             self._end(exc)
 
+    def _read_strays(self) -> None:
+        try:
+            self._take_strays(PACKETS_AT_ONCE, time.monotonic())
+        except Exception as exc:  # noqa: BLE001
+            self._end(exc)
+
+    def _take_strays(self, most: int, now: float) -> None:
+        for packet in self._strays.read(most) if self._strays else ():
+            for command in self._tracker.receive_stray(packet, now):
+                self._do(command, now)
+
     def _do(self, command: Command, now: float) -> None:
         match command:
-            case StageReached() | SequenceTimeout():
+            case StageReached() | SequenceTimeout() | SourceIgnored():
                 self._gate.say(command, now)
             case OpenDoor(door=name, source=source, sequence=sequence):
                 logs.log.info(logs.describe(command))
@@ -216,18 +250,23 @@ class Service:
         if config.backend != self._config.backend:
             await self._firewall.exchange(lambda: make_backend(config.backend))
         await self._commands.prepare(config.doors)
-        reader = self._reader
+        reader, strays = self._reader, self._strays
         if _where(config.plan) != _where(self._config.plan):
             reader = make_reader(config.plan)
-            reader.open()
+        if _where_strays(config.plan) != _where_strays(self._config.plan):
+            strays = make_stray_reader(config.plan)
+        opened: list[Reader] = []
         try:
+            for new in (reader, strays):
+                if new is not None and new not in self._readers:
+                    new.open()
+                    opened.append(new)
             await self._firewall.apply(config.plan, config.doors)
         except NfknockError:
-            if reader is not self._reader:
-                reader.close()
+            for new in opened:
+                new.close()
             raise
-        if reader is not self._reader:
-            self._exchange_reader(reader)
+        self._exchange_readers(reader, strays)
         reader.answer = config.plan.answer
         self._firewall.repair = config.repair
         if config.log != self._config.log:
@@ -235,14 +274,17 @@ class Service:
         self._config = config
         self._doors = {door.name: door for door in config.doors}
         self._tracker.replace_doors(config.doors, config.allowed_ports)
+        self._tracker.scanners.thresholds = config.thresholds
         self._commands.reconsider(self._doors)
 
-    def _exchange_reader(self, reader: Reader) -> None:
+    def _exchange_readers(self, reader: Reader, strays: Reader | None) -> None:
         loop = asyncio.get_running_loop()
-        loop.remove_reader(self._reader.fileno())
-        self._reader.close()
-        self._reader = reader
-        loop.add_reader(reader.fileno(), self._read)
+        for old in self._readers:
+            loop.remove_reader(old.fileno())
+            if old not in (reader, strays):
+                old.close()
+        self._reader, self._strays = reader, strays
+        self._listen()
 
     def _end_with(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
@@ -260,6 +302,11 @@ class Service:
 def _where(plan: Plan) -> tuple[ReaderKind, int]:
     """Where knocks come from."""
     return plan.reader, plan.queue
+
+
+def _where_strays(plan: Plan) -> tuple[ReaderKind, int | None]:
+    """Where strays come from, if they are watched."""
+    return plan.reader, plan.strays.queue if plan.strays else None
 
 
 def _say_in_a_line(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -17,14 +17,17 @@ from typing import assert_never
 
 from nfknock.config import Config
 from nfknock.core import onetime
+from nfknock.core.decisions import CloseDoor, Command, OpenDoor, SequenceTimeout, SourceIgnored, StageReached
 from nfknock.core.lint import FEW_LEFT
 from nfknock.core.model import Hole, IPAddress, Rule, Sequence
 from nfknock.core.packet import TCP, Packet
 from nfknock.core.plan import knock_ports
-from nfknock.core.tracker import CloseDoor, Command, OpenDoor, SequenceTimeout, StageReached, Tracker
+from nfknock.core.tracker import Tracker
 from nfknock.daemon import logs
 
 _TICK = 1.0
+# RFC 6335 section 6.
+_LAST_SYSTEM_PORT = 1023
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,8 @@ class Simulation:
         self._doors = {door.name: door for door in config.doors}
         self._knock_codes = frozenset(port.code for port in config.plan.knock_ports)
         self._allowed = config.plan.allowed
-        self._tracker = Tracker(config.doors, config.allowed_ports)
+        self._tracker = Tracker(config.doors, config.allowed_ports, config.thresholds)
+        self._strays = config.plan.strays
         self._gate = logs.Gate()
         self._lines: list[Line] = []
         self._holes: dict[tuple[str, IPAddress], Hole] = {}
@@ -72,9 +76,8 @@ class Simulation:
         for at, packet in packets:
             with self._collected():
                 self._move(at)
-                if packet is not None and self._is_queued(packet):
-                    for command in self._tracker.receive(packet, self.now):
-                        self._do(command)
+                for command in self._receive(packet) if packet is not None else ():
+                    self._do(command)
             yield from self._lines
             self._lines.clear()
 
@@ -132,9 +135,25 @@ class Simulation:
         for hole in [hole for hole in self._holes.values() if hole.is_expired(self.now)]:
             self._close(hole)
 
-    def _is_queued(self, packet: Packet) -> bool:
-        """Whether the firewall would hand the packet to the daemon."""
-        if packet.code not in self._knock_codes or packet.source == packet.target:
+    def _receive(self, packet: Packet) -> list[Command]:
+        if not self._is_taken(packet):
+            return []
+        if packet.code in self._knock_codes:
+            return self._tracker.receive(packet, self.now)
+        return self._tracker.receive_stray(packet, self.now) if self._is_stray(packet) else []
+
+    def _is_stray(self, packet: Packet) -> bool:
+        """Whether the firewall would show the packet to the daemon if it is to no knock port."""
+        if self._strays is None:
+            return False
+        if packet.protocol == TCP:
+            return any(flags.accepts(packet.flags) for flags in self._strays.tcpflags)
+        # A capture has no sessions: what comes from a service's port is an answer to a question of ours.
+        return packet.source_port > _LAST_SYSTEM_PORT
+
+    def _is_taken(self, packet: Packet) -> bool:
+        """Whether the packet comes as far as to the knocks."""
+        if packet.source == packet.target:
             return False
         source = ip_address(packet.source)
         return not (
@@ -149,7 +168,7 @@ class Simulation:
 
     def _do(self, command: Command) -> None:
         match command:
-            case StageReached() | SequenceTimeout():
+            case StageReached() | SequenceTimeout() | SourceIgnored():
                 before = len(self._lines)
                 self._gate.say(command, self.now)
                 self._is_summary_due |= len(self._lines) == before

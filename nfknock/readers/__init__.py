@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from typing import Protocol, assert_never
 
 from nfknock.core.packet import Packet
-from nfknock.core.plan import Answer, Plan
+from nfknock.core.plan import Answer, Plan, ReaderKind
+
+# As many packets as are taken before timers get their turn: at 6 µs each, well below a millisecond.
+PACKETS_AT_ONCE = 128
+# No more than that wait to be read.
+QUEUE_LENGTH = 8_192
 
 
 @dataclass(slots=True)
@@ -37,8 +42,8 @@ class Reader(Protocol):
     def fileno(self) -> int:
         """Return the descriptor that becomes readable when there are packets."""
 
-    def read(self) -> list[Packet]:
-        """Return what is there, a bounded number at once, each with its verdict given where it waits for one."""
+    def read(self, most: int = PACKETS_AT_ONCE) -> list[Packet]:
+        """Return what is there, about so many at once, each with its verdict given where it waits for one."""
 
     def count_lost(self) -> int:
         """Return how many packets the kernel had to drop since `open`, as far as it tells."""
@@ -48,15 +53,24 @@ class Reader(Protocol):
 
 
 def make_reader(plan: Plan) -> Reader:
-    """Return the reader that this plan asks for."""
-    match plan.reader:
+    """Return the reader of this plan's knocks."""
+    return _make(plan.reader, plan.queue, plan.answer, "reader")
+
+
+def make_stray_reader(plan: Plan) -> Reader | None:
+    """Return the reader of this plan's strays, None if it wants none."""
+    return _make(plan.reader, plan.strays.queue, "drop", "guard") if plan.strays else None
+
+
+def _make(kind: ReaderKind, queue: int, answer: Answer, section: str) -> Reader:
+    match kind:
         case "nfqueue":
             from nfknock.readers.nfqueue import NfqueueReader
 
-            return NfqueueReader(plan.queue, plan.answer)
+            return NfqueueReader(queue, answer, section)
         case "nflog":
             from nfknock.readers.nflog import NflogReader
 
-            return NflogReader(plan.queue, plan.answer)
+            return NflogReader(queue, answer, section)
         case _:
-            assert_never(plan.reader)
+            assert_never(kind)

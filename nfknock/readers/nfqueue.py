@@ -15,23 +15,22 @@ from typing import Any
 from nfknock.core.packet import Packet, parse
 from nfknock.core.plan import REJECT_MARK, Answer
 from nfknock.errors import MissingDependencyError, ReaderError
-from nfknock.readers import ReaderCounters, owners
+from nfknock.readers import PACKETS_AT_ONCE, QUEUE_LENGTH, ReaderCounters, owners
 
-# As many packets as are taken before timers get their turn: at 6 µs each, well below a millisecond.
-_PACKETS_AT_ONCE = 128
 # Headers are all that is wanted; the longest chain of extension headers that is parsed fits in here with room.
 _BYTES_COPIED = 512
-_QUEUE_LENGTH = 8_192
 _SOCKET_BUFFER = 8 << 20
 
 
 class NfqueueReader:
     """One NFQUEUE, for both families."""
 
-    def __init__(self, queue: int, answer: Answer = "drop") -> None:
+    def __init__(self, queue: int, answer: Answer = "drop", section: str = "reader") -> None:
+        """`section` is where in the configuration the number stands."""
         self.counters = ReaderCounters()
         self.answer: Answer = answer
         self._number = queue
+        self._section = section
         self._queue: Any = None
         self._socket: _BoundedSocket | None = None
         self._packets: list[Packet] = []
@@ -49,11 +48,9 @@ class NfqueueReader:
             with warnings.catch_warnings():
                 # It warns when the socket buffer came out smaller; then losses are counted sooner, that is all.
                 warnings.simplefilter("ignore", RuntimeWarning)
-                queue.bind(
-                    self._number, self._take, max_len=_QUEUE_LENGTH, range=_BYTES_COPIED, sock_len=_SOCKET_BUFFER
-                )
+                queue.bind(self._number, self._take, max_len=QUEUE_LENGTH, range=_BYTES_COPIED, sock_len=_SOCKET_BUFFER)
         except OSError as exc:
-            raise ReaderError(owners.why_not_bound("nfqueue", self._number)) from exc
+            raise ReaderError(owners.why_not_bound("nfqueue", self._number, self._section)) from exc
         self._queue = queue
         self._socket = _BoundedSocket(queue.get_fd(), self.counters)
 
@@ -65,9 +62,9 @@ class NfqueueReader:
     def fileno(self) -> int:
         return int(self._queue.get_fd())
 
-    def read(self) -> list[Packet]:
+    def read(self, most: int = PACKETS_AT_ONCE) -> list[Packet]:
         assert self._socket is not None  # opened
-        self._socket.left = _PACKETS_AT_ONCE
+        self._socket.left = most
         try:
             self._queue.run_socket(self._socket)
         except OSError as exc:

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from nfknock.config import Config, load
 from nfknock.config.baseline import read_baseline
-from nfknock.core.model import BARE_SYN, Opening, Port
+from nfknock.core.model import BARE_SYN, Opening, Port, TcpFlags
+from nfknock.core.plan import Strays
+from nfknock.core.scanners import Thresholds
 from nfknock.errors import ConfigError
 
 DOOR = '[doors.ssh]\nsequence = ["7101", "8203/udp", "9307"]\nopen = ["22/tcp"]\n'
@@ -76,7 +78,7 @@ def test_every_key(tmp_path: Path) -> None:
         ("", "doors: at least one is needed"),
         ("doors = 5", "doors: at least one is needed"),
         ("[doors]", "doors: at least one is needed"),
-        ("[door.ssh]\n", "door: unknown key; known are firewall, reader, log, doors"),
+        ("[door.ssh]\n", "door: unknown key; known are firewall, reader, guard, log, doors"),
         ("[doors.ssh\n", "not valid TOML: "),
         (DOOR + DOOR, "doors.ssh: is there already, and again in line 4"),
         (DOOR.replace("sequence", "sequense"), "doors.ssh.sequense: unknown key; did you mean 'sequence'?"),
@@ -101,7 +103,7 @@ def test_every_key(tmp_path: Path) -> None:
         (DOOR.replace("9307", "1" * 5000), "doors.ssh.sequence[2]: port 111111 is out of range"),
         (DOOR + "seq_timeout = " + "1" * 5000, "not valid TOML: exceeds the limit"),
         ("a = " + "[" * 5000, "not valid TOML: nested too deeply"),
-        ('"a\\nb" = 1', "unknown key; known are firewall, reader, log, doors"),
+        ('"a\\nb" = 1', "unknown key; known are firewall, reader, guard, log, doors"),
         (DOOR + '"a\\nb" = 1', "unknown key; known are sequence, open"),
         (DOOR + 'close_sequence = ["8203/udp", "9307"]', "doors.ssh: close_sequence and sequence end alike"),
         (DOOR + 'close_sequence = ["1", "7101", "8203/udp", "9307"]', "close_sequence and sequence end alike"),
@@ -118,6 +120,11 @@ def test_every_key(tmp_path: Path) -> None:
         (DOOR + 'target = "fe80::1%eth0"', "doors.ssh.target: 'fe80::1%eth0' has a zone"),
         (DOOR + "[reader]\nqueue = 65536", "reader.queue: 65536 is out of range (0 to 65535)"),
         (DOOR + '[reader]\nqueue = "5"', "reader.queue: expected int, got str"),
+        (DOOR + "[guard]\nqueue = 65536", "guard.queue: 65536 is out of range (0 to 65535)"),
+        (DOOR + "[guard]\nqueue = 5", "guard.queue: 5 is that of the knocks; a flood of strays would push them out"),
+        (DOOR + "[guard]\nports = 1001", "guard.ports: 1001 is out of range (0 to 1000)"),
+        (DOOR + '[guard]\nwithin = "0s"', "guard.within: 0 s is out of range (0.1 s to 3600 s)"),
+        (DOOR + '[guard]\nignore_timeout = 0', "guard.ignore_timeout: 0 s is out of range (1 s to 86400 s)"),
         (DOOR + '[reader]\nanswer = "maybe"', "reader.answer: 'maybe' is not known; known are drop, reject"),
         (DOOR + '[reader]\nkind = "pcap"', "reader.kind: 'pcap' is not known; known are nflog, nfqueue"),
         (DOOR + '[firewall]\nattach = "inet filter input"', "firewall.attach: only the backend nftables stands in"),
@@ -268,3 +275,20 @@ def test_what_is_wrong_with_an_allowed_one(tmp_path: Path, entry: str, message: 
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, DOOR + f"[firewall]\nallow = [{entry}]\n")
     assert message in str(caught.value)
+
+
+def test_strays_are_watched_unless_it_is_said(tmp_path: Path) -> None:
+    config = read(tmp_path, DOOR)
+    assert config.plan.strays == Strays(queue=6, tcpflags=(BARE_SYN,))
+    assert config.thresholds == Thresholds(ports=20, within=10, ignore_timeout=60)
+    config = read(tmp_path, DOOR + '[reader]\nqueue = 65535\n[guard]\nports = 0\nwithin = "1m"\nignore_timeout = 1\n')
+    assert config.plan.strays
+    assert config.plan.strays.queue == 65534
+    assert config.thresholds == Thresholds(ports=0, within=60, ignore_timeout=1)
+    assert read(tmp_path, DOOR + "[guard]\nstrays = false\n").plan.strays is None
+
+
+def test_packets_that_any_door_hears_may_be_strays(tmp_path: Path) -> None:
+    config = read(tmp_path, DOOR + '[doors.fin]\nsequence = ["1", "2"]\nopen = ["23"]\ntcpflags = "fin"\n')
+    assert config.plan.strays
+    assert config.plan.strays.tcpflags == (TcpFlags.parse("fin"), BARE_SYN)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from ipaddress import ip_address
 from itertools import count
 
+from nfknock.core.decisions import CloseDoor, OpenDoor, SequenceTimeout, SourceIgnored, StageReached
 from nfknock.core.model import BARE_SYN, Door, Opening, Port, TcpFlags, as_source
 from nfknock.core.packet import Packet
-from nfknock.core.tracker import CloseDoor, OpenDoor, SequenceTimeout, StageReached, Tracker
+from nfknock.core.scanners import Thresholds
+from nfknock.core.tracker import Tracker
 
 FIN, SYN, RST, PSH, ACK, URG = (1 << bit for bit in range(6))
 ALICE, BOB = "192.0.2.2", "192.0.2.3"
@@ -38,13 +40,23 @@ def door(
 class Story:
     """A tracker, a clock that only the story moves, and what was decided so far."""
 
-    def __init__(self, *doors: Door, allowed: tuple[str, ...] = (), most_sources: int = 1000) -> None:
-        self.tracker = Tracker(doors, map(Port.parse, allowed), most_sources=most_sources)
+    def __init__(
+        self,
+        *doors: Door,
+        allowed: tuple[str, ...] = (),
+        most_sources: int = 1000,
+        most_newcomers: int = 1024,
+        thresholds: Thresholds | None = None,
+    ) -> None:
+        self.tracker = Tracker(
+            doors, map(Port.parse, allowed), thresholds, most_sources=most_sources, most_newcomers=most_newcomers
+        )
         self.opened: list[tuple[str, str]] = []
         self.sequences: list[tuple[Port, ...]] = []
         self.closed: list[tuple[str, str]] = []
         self.stages: list[tuple[str, int]] = []
         self.timeouts: list[int] = []
+        self.ignored: list[str] = []
         self.now = 0.0
         self._fresh = count(40_000)
 
@@ -64,19 +76,36 @@ class Story:
     ) -> Story:
         """Send one packet to each port, each of a new connection unless it is said whose."""
         for text in ports:
-            port, fresh = Port.parse(text), next(self._fresh)
-            is_tcp = port.protocol == "tcp"
-            packet = Packet(
-                source=ip_address(source).packed,
-                target=ip_address(target).packed,
-                protocol=port.code >> 16,
-                source_port=fresh % 65536 if source_port is None else source_port,
-                port=port.number,
-                sequence_number=(fresh if sequence_number is None else sequence_number) if is_tcp else 0,
-                flags=flags if is_tcp else 0,
-            )
+            packet = self._packet(text, source, target, flags, source_port, sequence_number)
             self._note(self.tracker.receive(packet, self.now))
         return self
+
+    def stray(self, *ports: str, source: str = ALICE, target: str = HERE, flags: int = SYN) -> Story:
+        """Send one packet to each port by the queue of those that are no knocks."""
+        for text in ports:
+            self._note(self.tracker.receive_stray(self._packet(text, source, target, flags), self.now))
+        return self
+
+    def _packet(
+        self,
+        text: str,
+        source: str,
+        target: str,
+        flags: int,
+        source_port: int | None = None,
+        sequence_number: int | None = None,
+    ) -> Packet:
+        port, fresh = Port.parse(text), next(self._fresh)
+        is_tcp = port.protocol == "tcp"
+        return Packet(
+            source=ip_address(source).packed,
+            target=ip_address(target).packed,
+            protocol=port.code >> 16,
+            source_port=fresh % 65536 if source_port is None else source_port,
+            port=port.number,
+            sequence_number=(fresh if sequence_number is None else sequence_number) if is_tcp else 0,
+            flags=flags if is_tcp else 0,
+        )
 
     def tick(self) -> Story:
         """Let the tracker end what is late."""
@@ -96,3 +125,5 @@ class Story:
                     self.stages.append((command.door, command.stage))
                 case SequenceTimeout():
                     self.timeouts.append(command.stage)
+                case SourceIgnored():
+                    self.ignored.append(str(command.source))

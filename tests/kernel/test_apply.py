@@ -86,7 +86,7 @@ def test_a_rule_that_was_put_on_top_of_ours_goes_below(host: Lab) -> None:
     host.bastion.run("iptables-legacy", "-I", "INPUT", "-j", "DROP")
     assert host.nfknock("apply").stdout == "changed\n"
     listing = host.bastion.run("iptables-legacy", "-S", "INPUT").stdout.splitlines()
-    assert [line.split()[-1] for line in listing[1:]] == ["NFKNOCK", "DROP"]
+    assert [line.split()[-1] for line in listing[1:]] == ["NFKNOCK", "DROP", "NFKNOCK_STRAYS"]
 
 
 def test_after_a_flush_apply_mends_and_remove_still_knows_the_first_policy(host: Lab) -> None:

@@ -15,7 +15,7 @@ from nfknock.backends.iptables import IptablesBackend
 from nfknock.backends.nftables import NftablesBackend, library
 from nfknock.config.baseline import read_baseline
 from nfknock.core.model import Hole, Opening, Port, Rule
-from nfknock.core.plan import Answer, BackendChoice, Plan
+from nfknock.core.plan import Answer, BackendChoice, Plan, Strays
 from nfknock.errors import BackendError
 from tests.fakes import FakeBackend
 
@@ -35,6 +35,7 @@ PLAN = Plan(
     reader="nflog",
     opens=(Port(22), Port(53, "udp")),
     forwarded=(*BEHIND[4], *BEHIND[6]),
+    strays=Strays(queue=6),
 )
 
 

@@ -17,7 +17,9 @@ from nfknock.backends.iptables.layout import (
     HOLES,
     INPUT,
     KNOCKS,
+    LAST,
     MAIN,
+    STRAYS,
     is_own,
 )
 from nfknock.backends.iptables.store import Key, Store, hole_chains
@@ -36,7 +38,7 @@ class Wanted:
 
     chains: dict[str, list[Encoded]]
     jumps: dict[str, Encoded]
-    """By the built-in chain that they stand in."""
+    """By the chain of ours that they lead to."""
     forwarded: frozenset[Opening]
     digest: str
 
@@ -46,11 +48,7 @@ class Wanted:
         chains = layout.chains(plan, family)
         encoded = {chain: [binding.encode(family, spec) for spec in specs] for chain, specs in chains.items()}
         digest = layout.digest(plan, family)
-        jumps = {
-            chain: binding.encode(family, layout.jump(chain, digest))
-            for chain, target in ENTRANCES.items()
-            if target in chains
-        }
+        jumps = {chain: binding.encode(family, layout.jump(chain, digest)) for chain in ENTRANCES if chain in chains}
         return cls(encoded, jumps, frozenset(layout.forwarded(plan, family)), digest)
 
     @property
@@ -79,9 +77,9 @@ def bring_to(table: FilterTable, wanted: Wanted, store: Store) -> bool:
     # Another reader's. Nothing jumps there any more.
     unused = [name for name in (COPIES, AT_ONCE) if name in chains and name not in wanted.chains]
     _delete_chains(table, unused)
-    misplaced = [chain for chain, jump in wanted.jumps.items() if not _is_on_top(table, chain, jump)]
+    misplaced = [chain for chain, jump in wanted.jumps.items() if not _is_in_place(table, chain, jump)]
     for chain in misplaced:
-        table.set_jumps(chain, ENTRANCES[chain], [(0, wanted.jumps[chain].entry)])
+        table.set_jumps(ENTRANCES[chain], chain, [(-1 if chain in LAST else 0, wanted.jumps[chain].entry)])
     is_open = table.policy(INPUT) != "DROP"
     if is_open:
         table.set_policy(INPUT, "DROP")
@@ -89,7 +87,15 @@ def bring_to(table: FilterTable, wanted: Wanted, store: Store) -> bool:
 
 
 def _retire(table: FilterTable, wanted: Wanted, store: Store) -> bool:
-    """Take out what is forwarded no more; False if there was nothing."""
+    """Take out strays that are watched, and what is forwarded, no more; False if there was nothing."""
+    is_watched = STRAYS in table.chains() and STRAYS not in wanted.chains
+    if is_watched:
+        table.set_jumps(INPUT, STRAYS, ())
+        _delete_chains(table, [STRAYS])
+    return _retire_forwarded(table, wanted, store) or is_watched
+
+
+def _retire_forwarded(table: FilterTable, wanted: Wanted, store: Store) -> bool:
     own = [name for name in (FORWARDED, FORWARD_HOLES) if name in table.chains()]
     if own and not wanted.forwarded:
         table.set_jumps(FORWARD, FORWARDED, ())
@@ -99,14 +105,15 @@ def _retire(table: FilterTable, wanted: Wanted, store: Store) -> bool:
     return bool(store.fill_in(table, lambda part: not wanted.guards(part.opens[0])))
 
 
-def _is_on_top(table: FilterTable, chain: str, jump: Encoded) -> bool:
-    """Whether a built-in chain has this jump to our chain first of all, and no other."""
-    entries = table.entries(chain)
-    return len(_jumps(entries, chain)) == 1 and jump.equals(entries[0])
+def _is_in_place(table: FilterTable, chain: str, jump: Encoded) -> bool:
+    """Whether a built-in chain has this jump to our chain first of all, or last, and no other."""
+    entries = table.entries(ENTRANCES[chain])
+    return len(_jumps(table, chain)) == 1 and jump.equals(entries[-1 if chain in LAST else 0])
 
 
-def _jumps(entries: Iterable[Entry], chain: str) -> list[Entry]:
-    return [entry for entry in entries if entry.jump == ENTRANCES[chain]]
+def _jumps(table: FilterTable, chain: str) -> list[Entry]:
+    """Return the jumps to a chain of ours from the built-in chain that they belong in."""
+    return [entry for _at, entry in table.jumps(ENTRANCES[chain], chain)]
 
 
 def take_out(table: FilterTable) -> tuple[bool, str]:
@@ -115,7 +122,7 @@ def take_out(table: FilterTable) -> tuple[bool, str]:
     if not own:
         return False, ""
     warning = _restore_policy(table, [policy for policy, chain in FOUND.items() if chain in own])
-    for chain, target in ENTRANCES.items():
+    for target, chain in ENTRANCES.items():
         table.set_jumps(chain, target, ())
     _delete_chains(table, own)
     return True, warning
@@ -145,7 +152,7 @@ def _restore_policy(table: FilterTable, found: list[str]) -> str:
 
 def is_bare(table: FilterTable) -> bool:
     """Whether INPUT has no rule but ours."""
-    return all(entry.jump == MAIN for entry in table.entries(INPUT))
+    return all(entry.jump in (MAIN, STRAYS) for entry in table.entries(INPUT))
 
 
 def dig(table: FilterTable, store: Store, holes: Iterable[Hole], now: float) -> list[Hole]:
@@ -173,7 +180,7 @@ def damage(table: FilterTable, wanted: Wanted | None, store: Store) -> list[str]
 
     Where another plan stands than the one that is asked about, it is nobody's damage.
     """
-    jumps = _jumps(table.entries(INPUT), INPUT)
+    jumps = _jumps(table, MAIN)
     if any(layout.read_digest(entry.comment()) != (wanted.digest if wanted else None) for entry in jumps):
         wanted = None
     found = [f"{INPUT} does not jump to {MAIN}"] if not jumps else []
@@ -183,6 +190,8 @@ def damage(table: FilterTable, wanted: Wanted | None, store: Store) -> list[str]
     is_forwarding = bool(wanted.forwarded if wanted else chains & {FORWARDED, FORWARD_HOLES})
     if is_forwarding:
         found += _damaged_entrance(table, wanted)
+    if wanted and STRAYS in wanted.chains and not _is_in_place(table, STRAYS, wanted.jumps[STRAYS]):
+        found.append(f"{INPUT} does not jump to {STRAYS} last of all")
     forwarding = (FORWARDED, FORWARD_HOLES) if is_forwarding else ()
     own = dict.fromkeys((MAIN, HOLES, KNOCKS, *(wanted.chains if wanted else ()), *forwarding))
     found += [f"the chain {chain} is gone" for chain in own if chain not in chains]
@@ -199,10 +208,10 @@ def _damaged_entrance(table: FilterTable, wanted: Wanted | None) -> list[str]:
     A ban in front of INPUT's jump does no harm, as INPUT drops what nobody takes. FORWARD need not: what Docker puts
     in front of our jump, whenever it starts, lets everybody in.
     """
-    jumps = _jumps(table.entries(FORWARD), FORWARD)
-    if not any(wanted is None or wanted.jumps[FORWARD].equals(entry) for entry in jumps):
+    jumps = _jumps(table, FORWARDED)
+    if not any(wanted is None or wanted.jumps[FORWARDED].equals(entry) for entry in jumps):
         return [f"{FORWARD} does not jump to {FORWARDED}"]
-    if wanted and not wanted.jumps[FORWARD].equals(table.entries(FORWARD)[0]):
+    if wanted and not wanted.jumps[FORWARDED].equals(table.entries(FORWARD)[0]):
         return [f"{FORWARD} has rules in front of its jump to {FORWARDED}"]
     return []
 
@@ -271,4 +280,5 @@ def saved(table: FilterTable, entrances: Iterable[str]) -> list[str]:
 def entrances(table: FilterTable, wanted: Wanted) -> list[str]:
     """Return the built-in chains that have, or are to have, a jump of ours: of the others nothing need be read."""
     chains = table.chains()
-    return [chain for chain, target in ENTRANCES.items() if chain in wanted.jumps or target in chains]
+    found = [chain for target, chain in ENTRANCES.items() if target in wanted.jumps or target in chains]
+    return list(dict.fromkeys(found))

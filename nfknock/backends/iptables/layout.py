@@ -6,6 +6,9 @@ What none of them takes goes back to INPUT, to the host's own rules and in the e
 Where a door opens a port on a host behind this one, FORWARD jumps first of all to NFKNOCK_FORWARD: sessions with these
 ports, then the holes, and everything else to these ports is dropped. FORWARD's policy is the host's, and what concerns
 none of these ports goes back there.
+
+Where strays are watched, INPUT jumps last of all, behind the host's own rules, to NFKNOCK_STRAYS: what comes there hit
+a closed port.
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ from hashlib import blake2s
 from ipaddress import ip_network
 
 from nfknock.backends.xtables.binding import Options, Spec
-from nfknock.core.model import Family, IPNetwork, Opening, Protocol, Rule, family_of
-from nfknock.core.plan import REJECT_MARK, Plan
+from nfknock.core.model import Family, IPNetwork, Opening, Protocol, Rule, TcpFlags, family_of
+from nfknock.core.plan import REJECT_MARK, STRAYS_A_SECOND, Plan
 
 INPUT = "INPUT"
 MAIN = "NFKNOCK"
@@ -26,8 +29,10 @@ KNOCKS = "NFKNOCK_KNOCKS"
 FORWARD = "FORWARD"
 FORWARDED = "NFKNOCK_FORWARD"
 FORWARD_HOLES = "NFKNOCK_FORWARD_HOLES"
-# Which of our chains each built-in one jumps to.
-ENTRANCES = {INPUT: MAIN, FORWARD: FORWARDED}
+STRAYS = "NFKNOCK_STRAYS"
+# Which built-in chain jumps to each of ours; to `LAST` behind all of its rules, to the others in front of them.
+ENTRANCES = {MAIN: INPUT, FORWARDED: FORWARD, STRAYS: INPUT}
+LAST = frozenset((STRAYS,))
 # With the reader nflog knocks go on from there: to the first of these, and while there are few to the second.
 COPIES = "NFKNOCK_COPIES"
 AT_ONCE = "NFKNOCK_AT_ONCE"
@@ -40,9 +45,9 @@ _PORTS_A_RULE = 15
 # So many knocks a second reach the reader one by one; more are gathered (docs/design/0012-nflog.md).
 _COPIES_AT_ONCE: Options = (("limit", "1000/sec"), ("limit-burst", "100"))
 
-_OWN = frozenset((MAIN, HOLES, KNOCKS, COPIES, AT_ONCE, FORWARDED, FORWARD_HOLES, *FOUND.values()))
+_OWN = frozenset((MAIN, HOLES, KNOCKS, COPIES, AT_ONCE, FORWARDED, FORWARD_HOLES, STRAYS, *FOUND.values()))
 
-_BEHIND = {INPUT: "holes and knocks", FORWARD: "forwarded services"}
+_BEHIND = {MAIN: "holes and knocks", FORWARDED: "forwarded services", STRAYS: "strays"}
 _JUMP_COMMENT = re.compile(r"nfknock: [a-z ]+ \(plan (?P<digest>[0-9a-f]{8})\)")
 
 
@@ -52,11 +57,11 @@ def digest(plan: Plan, family: Family) -> str:
 
 
 def jump(chain: str, digest: str) -> Spec:
-    """Return the jump from a built-in chain.
+    """Return the jump to a chain of ours from a built-in one.
 
     It says which plan stands behind it: a rule that differs from that was changed.
     """
-    return Spec(jump=ENTRANCES[chain], matches=(_comment(f"{_BEHIND[chain]} (plan {digest})"),))
+    return Spec(jump=chain, matches=(_comment(f"{_BEHIND[chain]} (plan {digest})"),))
 
 
 def read_digest(comment: str) -> str:
@@ -75,7 +80,11 @@ def chains(plan: Plan, family: Family) -> dict[str, list[Spec]]:
     own = {MAIN: list(_main(plan, family)), KNOCKS: list(_knocks(plan, family))}
     if plan.reader == "nflog":
         own |= {COPIES: list(_copies(plan, family)), AT_ONCE: list(_copies_at_once(plan, family))}
-    return {**own, FORWARDED: list(_forwarded(plan, family))} if forwarded(plan, family) else own
+    if forwarded(plan, family):
+        own[FORWARDED] = list(_forwarded(plan, family))
+    if plan.strays:
+        own[STRAYS] = list(_strays(plan))
+    return own
 
 
 def forwarded(plan: Plan, family: Family) -> tuple[Opening, ...]:
@@ -185,6 +194,39 @@ def _forwarded(plan: Plan, family: Family) -> Iterator[Spec]:
                     interface=interface,
                     matches=(*_transport(opening.port.protocol, None, (opening.port.number,)), _comment(what)),
                 )
+
+
+def _strays(plan: Plan) -> Iterator[Spec]:
+    assert plan.strays is not None
+    queue = str(plan.strays.queue)
+    jump, number = ("NFLOG", "nflog-group") if plan.reader == "nflog" else ("NFQUEUE", "queue-num")
+    # What is sent to many (discovery in a LAN) is no scan.
+    here: tuple[str, Options] = ("addrtype", (("dst-type", "LOCAL"),))
+    # One limit for all sources: it needs no memory, and whoever scans sends much more than what has to come through.
+    limit: tuple[str, Options] = ("limit", (("limit", f"{STRAYS_A_SECOND}/sec"), ("limit-burst", str(STRAYS_A_SECOND))))
+    flags = plan.strays.tcpflags
+    kinds: list[tuple[str, tuple[tuple[str, Options], ...]]] = [("tcp", _flags(each)) for each in flags]
+    for protocol, matches in (*kinds, ("udp", ())):
+        for interface in plan.interfaces or (None,):
+            yield Spec(
+                jump=jump,
+                protocol=protocol,
+                interface=interface,
+                matches=(*matches, here, limit, _comment("strays")),
+                # Looked at in their order with knocks, so as they come.
+                options=((number, queue), *((("nflog-threshold", "1"),) if jump == "NFLOG" else ())),
+            )
+
+
+def _flags(flags: TcpFlags) -> tuple[tuple[str, Options], ...]:
+    """The match for TCP packets with certain flags, none if any will do."""
+    if not flags.mask:
+        return ()
+    looked_at, wanted = (
+        ",".join(name.upper() for bit, name in enumerate(TcpFlags.NAMES) if number >> bit & 1) or "NONE"
+        for number in (flags.mask, flags.value)
+    )
+    return (("tcp", (("tcp-flags", (looked_at, wanted)),)),)
 
 
 def _sessions_spec(opening: Opening, end: str) -> Spec:

@@ -71,6 +71,6 @@ def _heads(table: FilterTable) -> dict[str, list[tuple[str, bytes]]]:
     own = {
         chain: [(entry.jump, entry.head) for entry in table.entries(chain)] for chain in table.chains() if is_own(chain)
     }
-    for chain, target in ENTRANCES.items():
-        own[chain] = [(entry.jump, entry.head) for entry in table.entries(chain) if entry.jump == target]
+    for target, chain in ENTRANCES.items():
+        own[f"{chain} to {target}"] = [(entry.jump, entry.head) for _at, entry in table.jumps(chain, target)]
     return own

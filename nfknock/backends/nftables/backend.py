@@ -47,6 +47,7 @@ class NftablesBackend:
         stand = standing.fitting(found, plan, self._choice.attach)
         warnings = (
             *(forwarding.idle(opening.to for opening in plan.forwarded if opening.to)),
+            *(["scans are not seen where the host's own chain drops"] if plan.strays and len(stand.shut) < 2 else []),
             *(f"what is let in passes {place} by a rule that is put there first" for place in stand.entrances),
         )
         if plan.reader == "nfqueue":

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hashlib import blake2s
 
 from nfknock.core.model import Family, Opening, Port, Rule, family_of
-from nfknock.core.plan import REJECT_MARK, Plan
+from nfknock.core.plan import REJECT_MARK, STRAYS_A_SECOND, Plan, Strays
 
 TABLE = "nfknock"
 PLACE = f"inet {TABLE}"
@@ -138,6 +138,21 @@ def _main(plan: Plan, stand: Stand) -> Iterator[Statement]:
     for chain, what in ((HOLES, "holes"), (KNOCKS, "knocks")):
         for interface in plan.interfaces or ("",):
             yield _rule(f"{_on(interface)}jump {chain}", what)
+    if plan.strays:
+        yield from _strays(plan, plan.strays, stand)
+
+
+def _strays(plan: Plan, strays: Strays, stand: Stand) -> Iterator[Statement]:
+    # The backend iptables has the reasons. Where the host's own chain has the last word, nobody knows what it lets in.
+    verdict = f"log group {strays.queue} queue-threshold 1" if plan.reader == "nflog" else f"queue num {strays.queue}"
+    limit = f"limit rate {STRAYS_A_SECOND}/second burst {STRAYS_A_SECOND} packets"
+    kinds = [f"meta l4proto tcp tcp flags & {each.mask:#x} == {each.value:#x}" for each in strays.tcpflags]
+    for family in _FAMILIES:
+        if family in stand.shut:
+            for kind in (*kinds, "meta l4proto udp"):
+                for interface in plan.interfaces or ("",):
+                    match = f"meta nfproto {family} {_on(interface)}{kind} fib daddr type local"
+                    yield _rule(f"{match} {limit} {verdict}", "strays")
 
 
 def _admit(stand: Stand) -> Iterator[Statement]:

@@ -36,6 +36,7 @@ class Snapshot:
     chains: dict[str, tuple[Entry, ...]]
     policy: str
     jumps: dict[str, tuple[tuple[int, Entry], ...]]
+    """By the chain of ours that they lead to, each with its place; -1 is the last."""
 
 
 class FilterTable:
@@ -128,32 +129,41 @@ class FilterTable:
             self._table.delete_entry(chain, _buffer(entry), mask)
 
     def set_jumps(self, chain: str, target: str, jumps: Iterable[tuple[int, Entry]]) -> None:
-        """Make the jumps from `chain` to `target` exactly these, at these positions."""
+        """Make the jumps from `chain` to `target` exactly these, at these positions; -1 is behind everything."""
         for entry in self.entries(chain):
             if entry.jump == target:
                 self.delete(chain, entry)
         for position, entry in jumps:
-            self.insert(chain, entry, position)
+            if position < 0:
+                self.append(chain, entry)
+            else:
+                self.insert(chain, entry, position)
+
+    def jumps(self, chain: str, target: str) -> tuple[tuple[int, Entry], ...]:
+        """Return the jumps from `chain` to `target` with their positions; -1 is the last."""
+        entries = self.entries(chain)
+        return tuple(
+            (-1 if 0 < at == len(entries) - 1 else at, entry)
+            for at, entry in enumerate(entries)
+            if entry.jump == target
+        )
 
     def snapshot(self, is_own: Callable[[str], bool], guarded: str, entrances: Mapping[str, str]) -> Snapshot:
         """Remember the chains that are ours, the policy of the chain `guarded`, and where built-in chains jump to ours.
 
-        `entrances` has, for each built-in chain, the one of ours that it jumps to.
+        `entrances` has, for each chain of ours that a built-in one jumps to, that one.
         """
         return Snapshot(
             chains={name: tuple(self.entries(name)) for name in self.chains() if is_own(name)},
             policy=self.policy(guarded),
-            jumps={
-                chain: tuple((at, entry) for at, entry in enumerate(self.entries(chain)) if entry.jump == target)
-                for chain, target in entrances.items()
-            },
+            jumps={target: self.jumps(chain, target) for target, chain in entrances.items()},
         )
 
     def restore(
         self, before: Snapshot, is_own: Callable[[str], bool], guarded: str, entrances: Mapping[str, str]
     ) -> None:
         """Edit the table so that what `snapshot` remembered is as it was; the caller commits."""
-        for chain, target in entrances.items():
+        for target, chain in entrances.items():
             self.set_jumps(chain, target, ())
         own = [name for name in self.chains() if is_own(name)]
         for name in own:
@@ -166,8 +176,8 @@ class FilterTable:
                 self.create_chain(name)
         for name, entries in before.chains.items():
             self.fill(name, entries)
-        for chain, target in entrances.items():
-            self.set_jumps(chain, target, before.jumps[chain])
+        for target, chain in entrances.items():
+            self.set_jumps(chain, target, before.jumps[target])
         self.set_policy(guarded, before.policy)
 
     def holds(self, chain: str, rules: list[Encoded]) -> bool:

@@ -1,0 +1,39 @@
+"""What is not known of the order of a source's packets.
+
+Knocks and strays come by different queues. Whatever stray came before a knock has been read when that knock is, but not
+in the order in which they came. So a stray counts, for a moment, as if it had come before and after every knock.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+# Seconds: longer than a batch of knocks waits to be read, shorter than anybody notices.
+UNSURE_TIMEOUT = 0.1
+# The kernel lets through fewer strays than that in this time.
+_MOST_SOURCES = 8_192
+_NOTHING: frozenset[int] = frozenset()
+
+
+class Unsure:
+    """The sources whose strays came just now, and at which tracks those count."""
+
+    def __init__(self) -> None:
+        self._sources: OrderedDict[bytes, tuple[float, frozenset[int]]] = OrderedDict()
+
+    def note(self, source: bytes, tracks: frozenset[int], now: float) -> None:
+        """Take note of a stray."""
+        tracks |= self.tracks(source, now)
+        self._sources.pop(source, None)
+        self._sources[source] = (now + UNSURE_TIMEOUT, tracks)
+        while len(self._sources) > _MOST_SOURCES or next(iter(self._sources.values()))[0] <= now:
+            self._sources.popitem(last=False)
+
+    def tracks(self, source: bytes, now: float) -> frozenset[int]:
+        """Return the tracks at which no knock of this source joins another just now."""
+        until, tracks = self._sources.get(source, (now, _NOTHING))
+        return tracks if now < until else _NOTHING
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._sources.clear()
