@@ -100,7 +100,7 @@ def _would_be_shut(session: ssh.Session) -> bool:
 
 def _is_dropped(config: Config) -> Iterator[Reason]:
     try:
-        ruleset = nftread.read()
+        ruleset = nftread.read_foreign()
         for conflict in all_conflicts(ruleset, config.plan, config.doors) if ruleset else ():
             if config.backend.name == "nftables" and conflict.chain.priority > PRIORITY:
                 continue  # it gets an entrance there, or is behind us

@@ -14,6 +14,11 @@ ReaderKind = Literal["nfqueue", "nflog"]
 # What the NFQUEUE reader marks a knock with that is to be answered ("knok" in ASCII); a backend's rules reject what
 # bears it.
 REJECT_MARK = 0x6B6E6F6B
+# What nf_tables marks packets with that are let in ("nfkn"), for chains of the host's own. The whole number and no
+# single bit: a bit may be somebody else's.
+ADMIT_MARK = 0x6E666B6E
+# The nf_tables table that is all ours, of family inet.
+OWN_TABLE = "nfknock"
 
 
 # So many strays a second the reader is shown at most, of each kind, and so many at once after a pause: enough of every

@@ -35,7 +35,7 @@ def _why_not_legacy(config: Config) -> str:
     except NfknockError as exc:
         return f"{DEFAULT} cannot work here: {exc}"
     try:
-        ruleset = nftread.read()
+        ruleset = nftread.read_foreign()
         found = all_conflicts(ruleset, config.plan, config.doors) if ruleset else ()
         return next((conflict.text for conflict in found if conflict.fate == "drops"), "")
     except OSError:

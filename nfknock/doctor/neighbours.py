@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nfknock.backends.nftables.layout import PRIORITY
 from nfknock.core.plan import ReaderKind
 from nfknock.daemon.control import ask_daemon
 from nfknock.doctor.findings import Finding, Level, Patient
@@ -52,7 +53,7 @@ def queue_is_free(check: str, patient: Patient) -> Iterator[Finding]:
 
 def lets_pass(check: str, patient: Patient) -> Iterator[Finding]:
     """Say whether the host's nf_tables ruleset drops what nfknock opens."""
-    ruleset = nftread.read()
+    ruleset = nftread.read_foreign()
     if ruleset is None:
         yield Finding(check, "ok", "there is no nf_tables ruleset that could drop what nfknock opens")
         return
@@ -62,6 +63,9 @@ def lets_pass(check: str, patient: Patient) -> Iterator[Finding]:
         yield Finding(check, "warning" if chains else "ok", text)
         return
     found = list(all_conflicts(ruleset, patient.config.plan, patient.config.doors))
+    if patient.config.backend.name == "nftables":
+        # Where we come first there is an entrance, or will be.
+        found = [conflict for conflict in found if conflict.chain.priority <= PRIORITY]
     for conflict in found:
         level: Level = "fault" if conflict.fate == "drops" else "warning"
         yield Finding(check, level, conflict.text, conflict.mend)
@@ -106,7 +110,7 @@ def _has_chain(prefix: str) -> bool:
 
 def _ruleset() -> nftread.Ruleset | None:
     try:
-        return nftread.read()
+        return nftread.read_foreign()
     except OSError:
         return None
 
@@ -114,7 +118,7 @@ def _ruleset() -> nftread.Ruleset | None:
 def forwards_nothing(check: str, patient: Patient) -> Iterator[Finding]:
     """Say which ports are sent on to containers: those never come by INPUT, whatever nfknock does."""
     opened = {port: door.name for door in (patient.config.doors if patient.config else ()) for port in door.opens_here}
-    found = forwards(nftread.read())
+    found = forwards(nftread.read_foreign())
     for forward in found:
         who = "Docker publishes" if forward.is_docker else "a DNAT rule sends on"
         mend = "publish it on 127.0.0.1 alone, or have a door open it with `to`"

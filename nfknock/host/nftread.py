@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from nfknock.core.plan import ADMIT_MARK, OWN_TABLE
 from nfknock.host.modules import is_there
 from nfknock.netlink import NETFILTER, InterruptedDumpError, ask, attribute, attributes, number, text
 
 _SUBSYSTEM = 10 << 8
 _GET_TABLE, _GET_CHAIN, _GET_RULE, _GET_SET, _GET_ELEMENTS = 1, 4, 7, 10, 13
 _MESSAGE_SIZE = 4
+_INET = 1
 _FAMILIES = {1: "inet", 2: "ip", 10: "ip6"}
 _DORMANT = 1
 _ATTEMPTS = 5
@@ -217,3 +219,37 @@ def verdict(content: bytes) -> tuple[int, str] | None:
         return None
     fields = dict(attributes(inner))
     return int.from_bytes(fields[1], signed=True), text(fields.get(2, b""))
+
+
+def read_foreign() -> Ruleset | None:
+    """Return the ruleset without nfknock's part, None where there is no other. Raises OSError."""
+    ruleset = read()
+    others = foreign(ruleset) if ruleset else None
+    return others if others and others.chains else None
+
+
+def foreign(ruleset: Ruleset) -> Ruleset:
+    """Return the ruleset as it would be without nfknock: its table, and its rules in the chains of others."""
+    return Ruleset(
+        {key: chain for key, chain in ruleset.chains.items() if not is_own(key)},
+        {key: [rule for rule in rules if not is_entrance(rule)] for key, rules in ruleset.rules.items()},
+        ruleset.sets,
+    )
+
+
+def is_own(key: Key) -> bool:
+    """Whether a chain is in nfknock's own table."""
+    return key[:2] == (_INET, OWN_TABLE)
+
+
+def is_entrance(rule: Rule) -> bool:
+    """Whether a rule is nfknock's in a chain of others: it accepts what bears the mark.
+
+    Its comment may be gone, as iptables-restore rewrites the rule.
+    """
+    return not is_own(rule.key) and any(
+        ADMIT_MARK in (int.from_bytes(compared, "little"), int.from_bytes(compared))
+        for each in rule.expressions
+        if each.name == "cmp"
+        for compared in [value(each.content.get(3, b""))]
+    )

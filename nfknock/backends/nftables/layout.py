@@ -15,12 +15,10 @@ from dataclasses import dataclass
 from hashlib import blake2s
 
 from nfknock.core.model import Family, Opening, Port, Rule, family_of
-from nfknock.core.plan import REJECT_MARK, STRAYS_A_SECOND, Plan, Strays
+from nfknock.core.plan import ADMIT_MARK, OWN_TABLE, REJECT_MARK, STRAYS_A_SECOND, Plan, Strays
 
-TABLE = "nfknock"
+TABLE = OWN_TABLE
 PLACE = f"inet {TABLE}"
-# "nfkn" in ASCII. The whole number and no single bit: a bit may be somebody else's.
-ADMIT_MARK = 0x6E666B6E
 # In front of chains at "filter" (0), so that the mark is there, and of nothing else.
 PRIORITY = -5
 

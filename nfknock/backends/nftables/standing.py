@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nfknock.backends.nftables import elements, layout
-from nfknock.backends.nftables.layout import ADMIT_MARK, ENTRANCES, INPUT, MAIN, PLACE, TABLE, Stand
+from nfknock.backends.nftables.layout import ENTRANCES, INPUT, MAIN, PLACE, TABLE, Stand
 from nfknock.core.model import Family
 from nfknock.core.plan import Plan
 from nfknock.errors import BackendError
@@ -29,7 +29,7 @@ class Found:
     @property
     def is_there(self) -> bool:
         """Whether any chain of ours is."""
-        return any(_is_own(key) for key in self.ruleset.chains)
+        return any(nftread.is_own(key) for key in self.ruleset.chains)
 
     def chain(self, name: str) -> Chain | None:
         """Return a chain of ours."""
@@ -42,7 +42,7 @@ class Found:
     @property
     def chains(self) -> list[str]:
         """The names of our chains."""
-        return [key[2] for key in self.ruleset.chains if _is_own(key)]
+        return [key[2] for key in self.ruleset.chains if nftread.is_own(key)]
 
     @property
     def digest(self) -> str:
@@ -57,14 +57,14 @@ class Found:
     def entrances_in(self, place: str) -> list[tuple[int, Rule]]:
         """Return our rules in a chain of the host's, each with its position."""
         rules = self.ruleset.rules.get(_key(place), [])
-        return [(at, rule) for at, rule in enumerate(rules) if _is_entrance(rule)]
+        return [(at, rule) for at, rule in enumerate(rules) if nftread.is_entrance(rule)]
 
     def all_entrances(self) -> Iterator[tuple[str, Rule]]:
         """Yield every rule of ours in the host's chains, recorded or not."""
         for key, chain in self.ruleset.chains.items():
-            if not _is_own(key):
+            if not nftread.is_own(key):
                 for rule in self.ruleset.rules.get(key, ()):
-                    if _is_entrance(rule):
+                    if nftread.is_entrance(rule):
                         yield str(chain), rule
 
 
@@ -78,7 +78,7 @@ def read() -> Found:
 
 def fitting(found: Found, plan: Plan, attach: str) -> Stand:
     """Find out how to stand in this host. Raises BackendError where `attach` names no chain that can be."""
-    foreign = _foreign(found.ruleset)
+    foreign = nftread.foreign(found.ruleset)
     entrances = dict.fromkeys((*_asked_for(foreign, attach), *_needed(foreign, plan)))
     guarded: set[Family] = set()
     for place in entrances:
@@ -120,8 +120,9 @@ def policies(found: Found, stand: Stand) -> dict[Family, str]:
     """Return what becomes of incoming packets that nobody lets in, by family."""
     policy: dict[Family, str] = {}
     for family in ("ipv4", "ipv6"):
-        chains = [chain for key, chain in found.ruleset.chains.items() if not _is_own(key) and chain.hook == "input"]
-        drops = any(chain.drops and family in _GUARDS[str(chain).split()[0]] for chain in chains)
+        chains = nftread.foreign(found.ruleset).chains.values()
+        input_chains = [chain for chain in chains if chain.hook == "input"]
+        drops = any(chain.drops and family in _GUARDS[str(chain).split()[0]] for chain in input_chains)
         policy[family] = "DROP" if drops or (found.is_there and family in stand.shut) else "ACCEPT"
     return policy
 
@@ -167,29 +168,6 @@ def damage(found: Found, wanted: layout.Chains | None, digest: str, hole_chains:
 def rule_comment(name: elements.Name) -> str:
     """Return the comment of the rule that looks at a set."""
     return f"nfknock: holes in {name}"
-
-
-def _foreign(ruleset: Ruleset) -> Ruleset:
-    """Return the ruleset as it is without us."""
-    return Ruleset(
-        {key: chain for key, chain in ruleset.chains.items() if not _is_own(key)},
-        {key: [rule for rule in rules if not _is_entrance(rule)] for key, rules in ruleset.rules.items()},
-        ruleset.sets,
-    )
-
-
-def _is_own(key: Key) -> bool:
-    return key[:2] == (_INET, TABLE)
-
-
-def _is_entrance(rule: Rule) -> bool:
-    """Whether a rule accepts what bears our mark; its comment may be gone, as iptables-restore rewrites the rule."""
-    return not _is_own(rule.key) and any(
-        ADMIT_MARK in (int.from_bytes(value, "little"), int.from_bytes(value))
-        for each in rule.expressions
-        if each.name == "cmp"
-        for value in [nftread.value(each.content.get(3, b""))]
-    )
 
 
 def _key(place: str) -> Key:
