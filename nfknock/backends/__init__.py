@@ -40,6 +40,8 @@ class FirewallState:
     policy: dict[Family, str | None]
     damage: tuple[str, ...] = ()
     """What somebody did to it, or that it is not there; empty if it stands."""
+    by: str = ""
+    """The backend that put it in place, where that is another than the one that was asked."""
 
     @property
     def applied(self) -> bool:

@@ -79,14 +79,13 @@ class Succession:
         if state.applied:
             return state
         # What another backend put in place is no damage of ours, and nothing that a daemon could repair.
-        others = tuple(f"it was put in place by the backend {each.name}" for each in self._predecessors())
-        return replace(state, damage=others or state.damage)
+        by = ", ".join(each.name for each in self._predecessors())
+        return replace(state, damage=(f"it was put in place by the backend {by}",), by=by) if by else state
 
     def repair(self, plan: Plan, holes: Iterable[Hole]) -> list[Hole]:
-        names = ", ".join(each.name for each in self._predecessors())
-        if names and not self._chosen.stands():
+        if by := self.state(plan).by:
             raise BackendError(
-                f"the firewall is in place by the backend {names} and not by {self.name}; run `nfknock apply`"
+                f"the firewall is in place by the backend {by} and not by {self.name}; run `nfknock apply`"
             )
         return self._chosen.repair(plan, holes)
 

@@ -216,7 +216,11 @@ class Firewall:
             return await self._call(lambda: self._backend.open(holes))
 
     async def _check_place(self) -> None:
-        if not (await self._call(self._backend.state)).applied and not self._may_repair():
+        state = await self._call(self._backend.state)
+        if state.by:
+            # Moving is for `nfknock apply`, which looks before whether it would lock anybody out.
+            raise DaemonError(f"the firewall is in place by the backend {state.by}; run `nfknock apply`")
+        if not state.applied and not self._may_repair():
             raise DaemonError(_NOT_IN_PLACE)
 
     async def _apply(self, plan: Plan) -> bool:

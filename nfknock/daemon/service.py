@@ -247,7 +247,8 @@ class Service:
         control.notify("READY=1")
 
     async def _take_up(self, config: Config) -> None:
-        if config.backend != self._config.backend:
+        # What "auto" is changes with whoever applies.
+        if config.backend != self._config.backend or config.backend.name == "auto":
             await self._firewall.exchange(lambda: make_backend(config.backend))
         await self._commands.prepare(config.doors)
         reader, strays = self._reader, self._strays

@@ -64,10 +64,13 @@ class IptablesBackend:
     def stands(self) -> bool:
         for table in self._tables.values():
             table.refresh()
-        has_sets = bool(self._sets.heads()) or any(looks_at_sets(table) for table in self._tables.values())
+        tables = self._tables.values()
+        if any(looks_at_sets(table) for table in tables):
+            return self.name == "ipset"
+        # Sets that nothing looks at are ipset's, and the chains that do not are the other's, as amid a move.
         if self.name == "ipset":
-            return has_sets
-        return not has_sets and any(is_own(chain) for table in self._tables.values() for chain in table.chains())
+            return bool(self._sets.heads())
+        return any(is_own(chain) for table in tables for chain in table.chains())
 
     def apply(self, plan: Plan, *, holes: Iterable[Hole] = (), dry_run: bool = False) -> Change:
         wanted = {family: Wanted.of(plan, family) for family in self._tables}
