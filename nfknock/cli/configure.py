@@ -54,7 +54,7 @@ def check(settings: Settings, file: Path | None, strict: bool) -> int:
     config = load(path)
     for note in config.notes:
         click.echo(note, err=True)
-    warnings = list(lint(config.doors, config.allowed_ports))
+    warnings = list(lint(config.doors, config.allowed_ports, config.backend.longest))
     secrets = (path, *(Path(door.one_time.path) for door in config.doors if door.one_time))
     warnings += [
         f"others can read {secret}, and the sequence is a secret; run: chmod 600 {secret}"

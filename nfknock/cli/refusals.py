@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ import click
 from nfknock.backends import Backend
 from nfknock.backends.nftables.layout import PRIORITY
 from nfknock.config import Config
-from nfknock.core.model import Port, family_of
+from nfknock.core.model import Opening, Port, family_of
 from nfknock.core.reach import Visitor, way_in
 from nfknock.doctor.neighbours import stranger_on
 from nfknock.errors import NfknockError
@@ -21,7 +22,7 @@ from nfknock.host.interfaces import entrances
 from nfknock.host.probe import Probe, network_of
 from nfknock.readers import owners
 
-_CHAIN = "NFKNOCK"
+_CHAIN, _HOLES = "NFKNOCK", "NFKNOCK_HOLES"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ def refuse_or_warn(
     Raises NfknockError, with the reasons said, when it should not be. Nothing is changed either way. What would
     change nothing is not refused: the firewall is as it was wanted before.
     """
-    reasons = list(_reasons(config))
+    reasons = list(_reasons(config, backend))
     refused = [reason for reason in reasons if reason.is_certain]
     warnings = [str(reason) for reason in reasons if not reason.is_certain]
     if not refused or force or not backend.apply(config.plan, dry_run=True).changed:
@@ -59,19 +60,19 @@ def refuse_or_warn(
     raise NfknockError("nothing was changed, for what is said above; `apply --force` does it all the same")
 
 
-def _reasons(config: Config) -> Iterator[Reason]:
-    yield from _locks_out(config)
+def _reasons(config: Config, backend: Backend) -> Iterator[Reason]:
+    yield from _locks_out(config, backend)
     yield from _is_dropped(config)
     yield from _shares_queue(config)
 
 
-def _locks_out(config: Config) -> Iterator[Reason]:
+def _locks_out(config: Config, backend: Backend) -> Iterator[Reason]:
     session = ssh.session()
     if session is None:
         return
     port = Port(session.port)
     visitor = Visitor(source=session.source, port=port, interface=session.interface)
-    if way_in(config.plan, config.doors, visitor) or not _would_be_shut(session):
+    if way_in(config.plan, config.doors, visitor) or not _would_be_shut(session, backend):
         return
     entry = f'{{ open = "{port}", from = "{session.source}" }}'
     yield Reason(
@@ -80,7 +81,7 @@ def _locks_out(config: Config) -> Iterator[Reason]:
     )
 
 
-def _would_be_shut(session: ssh.Session) -> bool:
+def _would_be_shut(session: ssh.Session, backend: Backend) -> bool:
     """Whether the port is not shut already, and no rule of the host's own lets this source in behind ours."""
     version: legacy.Version = 4 if family_of(session.source) == "ipv4" else 6
     probe = Probe(
@@ -95,7 +96,14 @@ def _would_be_shut(session: ssh.Session) -> bool:
         return True  # unsure: then nobody is locked out
     if table is None:
         return True
-    return table.ends(probe) != {"drop"} and table.ends(probe, without=_CHAIN, policy="drop") != {"accept"}
+    # Who is in a set is known to the backend alone.
+    is_let_in = any(
+        hole.source == session.source and Opening(probe.port) in hole.opens and not hole.is_expired(time.time())
+        for hole in backend.holes()
+    )
+    if not is_let_in and table.emptied(_HOLES).ends(probe) == {"drop"}:
+        return False
+    return table.ends(probe, without=_CHAIN, policy="drop") != {"accept"}
 
 
 def _is_dropped(config: Config) -> Iterator[Reason]:

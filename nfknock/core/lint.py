@@ -25,8 +25,11 @@ _FAMOUS = frozenset(
 )
 
 
-def lint(doors: Iterable[Door], allowed: Iterable[Port] = ()) -> Iterator[str]:
-    """Yield one line for each thing that an administrator should know about these doors."""
+def lint(doors: Iterable[Door], allowed: Iterable[Port] = (), longest: int | None = None) -> Iterator[str]:
+    """Yield one line for each thing that an administrator should know about these doors.
+
+    `longest` is how many seconds the backend keeps a hole for at most that ends at all.
+    """
     doors = tuple(doors)
     for door in doors:
         for text in _lint_sequence(door.sequence) if door.sequence else ():
@@ -35,6 +38,9 @@ def lint(doors: Iterable[Door], allowed: Iterable[Port] = ()) -> Iterator[str]:
             yield f"doors.{door.name}.one_time_sequences: {few_left(door.one_time.left)}"
         if door.opens and not door.open_timeout and not door.close_sequence:
             yield f"doors.{door.name}.open_timeout: 0 without a close_sequence leaves the door open for good"
+        if door.opens and longest is not None and door.open_timeout > longest:
+            days = longest // 86400
+            yield f"doors.{door.name}.open_timeout: this backend shuts a hole after {days} days, be it meant for longer"
     yield from _lint_pairs(tuple(door for door in doors if door.sequence))
     yield from _lint_open_ports(doors, frozenset(allowed))
 

@@ -38,6 +38,10 @@ class Strays:
     tcpflags: tuple[TcpFlags, ...] = (BARE_SYN,)
 
 
+# In seconds, what the kernel counts at most for an entry of a set (IPSET_MAX_TIMEOUT): nearly 25 days.
+LONGEST_IN_SET = 2147483
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """The firewall that a configuration asks for, but for its holes.
@@ -76,6 +80,11 @@ class BackendChoice:
     name: str = "iptables"
     attach: str = ""
     set_size: int = 65536
+
+    @property
+    def longest(self) -> int | None:
+        """How long a hole can last, in seconds, if it ends at all; None: as long as a configuration may ask for."""
+        return LONGEST_IN_SET if self.name == "ipset" else None
 
 
 def knock_ports(doors: Iterable[Door]) -> tuple[Port, ...]:

@@ -19,6 +19,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("libraries", kernel.has_libraries),
     ("legacy", kernel.has_legacy_tables),
     ("extensions", kernel.has_extensions),
+    ("sets", kernel.has_sets),
     ("reader", kernel.has_reader),
     ("netfilter", kernel.has_others),
     ("iptables-command", kernel.shows_our_rules),

@@ -41,6 +41,11 @@ class Patient:
         return self.config.plan.queue if self.config else 5
 
     @property
+    def backend(self) -> str:
+        """The configured backend, else the default one."""
+        return self.config.backend.name if self.config else "iptables"
+
+    @property
     def reader(self) -> ReaderKind:
         """The configured kind of reader, else the default one."""
         return self.config.plan.reader if self.config else "nfqueue"

@@ -37,6 +37,7 @@ _READERS: dict[ReaderKind, _Reader] = {
     "nfqueue": _Reader("NFQUEUE", "nfnetlink_queue", "CONFIG_NETFILTER_NETLINK_QUEUE"),
     "nflog": _Reader("NFLOG", "nfnetlink_log", "CONFIG_NETFILTER_NETLINK_LOG", matches=("limit",)),
 }
+_SETS = ("xt_set", "ip_set", "ip_set_list_set", "ip_set_hash_ipport", "ip_set_hash_ipportip")
 _OWN = ("tcp", "udp")
 """They have no module of their own."""
 _OTHERS = {"nf_tables": "nf_tables", "ip_set": "ipset"}
@@ -125,6 +126,23 @@ def has_reader(check: str, patient: Patient) -> Iterator[Finding]:
 
 def _state_of_reader(kind: ReaderKind) -> modules.State | None:
     return "there" if owners.TABLES[kind].exists() else modules.state(_READERS[kind].module)
+
+
+def has_sets(check: str, patient: Patient) -> Iterator[Finding]:
+    """Say whether the kernel has the sets that the backend ipset keeps holes in."""
+    if patient.backend != "ipset":
+        return
+    matches = Path("/proc/net/ip_tables_matches")
+    in_use = ("xt_set", "ip_set") if matches.exists() and "set" in matches.read_text().split() else ()
+    states = {name: modules.state(name) for name in _SETS if name not in in_use}
+    mend = "use a kernel that has them, or the backend iptables"
+    if absent := [name for name, state in states.items() if state == "absent"]:
+        yield Finding(check, "fault", f"this kernel has no {', '.join(absent)}", mend)
+    elif None in states.values() and not in_use:
+        text = "nothing tells whether this kernel has sets (ipset)"
+        yield Finding(check, "warning", text, "`nfknock apply --dry-run` finds out")
+    else:
+        yield Finding(check, "ok", "sets of the kernel (ipset)")
 
 
 def has_others(check: str, patient: Patient) -> Iterator[Finding]:

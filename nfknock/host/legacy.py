@@ -13,7 +13,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -125,6 +125,11 @@ class Table:
         chains[start] = tuple(rules[:-1] if policy else rules)
         ends = Walk(chains, lambda rule: _steps(rule, probe)).ends(start)
         return ends - {"return"} | {policy} if policy and "return" in ends else ends
+
+    def emptied(self, chain: str) -> Table:
+        """Return this table as if the chain of that name had no rule."""
+        chains = {at: rules[-1:] if self.names.get(at) == chain else rules for at, rules in self.chains.items()}
+        return replace(self, chains=chains)
 
     def _jumps_to(self, rule: Rule) -> str:
         return "" if rule.target else self.names.get(rule.verdict, "")

@@ -22,7 +22,7 @@ from pathlib import Path
 from nfknock.backends import Backend, make_backend
 from nfknock.core.model import Hole, Opening, Port
 from nfknock.core.plan import BackendChoice
-from tests.lab import Lab
+from tests.lab import Daemon, Lab
 from tests.setting import Setting
 
 _DOOR = '[doors.ssh]\nsequence = ["7101", "8203/udp", "9307/udp"]\nopen = ["22/tcp"]\nopen_timeout = "1h"\n'
@@ -103,7 +103,14 @@ def steps(lab: Lab, backend: Backend, number: int) -> dict[str, Callable[[], obj
         "$ open": lambda: lab.nfknock("open", "ssh", _OTHER),
         "$ close": lambda: lab.nfknock("close", "ssh", _OTHER),
         "$ status": lambda: lab.nfknock("status", "--json"),
+        "$ run": lambda: adopted(lab),
     }
+
+
+def adopted(lab: Lab) -> None:
+    """Start a daemon, and end it as soon as it is ready: it has adopted all holes by then."""
+    with Daemon(lab.bastion):
+        pass
 
 
 def measured(step: Callable[[], object]) -> float:

@@ -57,3 +57,11 @@ def test_a_closing_sequence_ends_what_has_no_end() -> None:
 def test_a_port_of_a_host_behind_may_be_knocked_at_here() -> None:
     behind = replace(GOOD, opens=(Opening(Port(7101), ip_address("198.51.100.5")),))
     assert list(lint([behind])) == []
+
+
+def test_a_door_that_is_open_for_longer_than_the_backend_can() -> None:
+    long = door("a", "7101", "3203/udp", "9307", timeout=30 * 86400)
+    assert list(lint([long], longest=None)) == []
+    assert list(lint([long], longest=25 * 86400)) == [
+        "doors.a.open_timeout: this backend shuts a hole after 25 days, be it meant for longer"
+    ]

@@ -37,6 +37,12 @@ def test_one_door_is_enough(tmp_path: Path) -> None:
     assert config.plan.knock_ports == (Port(7101), Port(8203, "udp"), Port(9307))
 
 
+def test_sets(tmp_path: Path) -> None:
+    config = read(tmp_path, f'[firewall]\nbackend = "ipset"\nset_size = 100\n{DOOR}')
+    assert (config.backend.name, config.backend.set_size) == ("ipset", 100)
+    assert read(tmp_path, DOOR).backend.set_size == 65536
+
+
 def test_every_key(tmp_path: Path) -> None:
     config = read(
         tmp_path,
@@ -80,6 +86,7 @@ def test_every_key(tmp_path: Path) -> None:
         ("[doors]", "doors: at least one is needed"),
         ("[door.ssh]\n", "door: unknown key; known are firewall, reader, guard, log, doors"),
         ("[doors.ssh\n", "not valid TOML: "),
+        (f"[firewall]\nset_size = 2000000\n{DOOR}", "firewall.set_size: 2000000 is out of range (1 to 1048576)"),
         (DOOR + DOOR, "doors.ssh: is there already, and again in line 4"),
         (DOOR.replace("sequence", "sequense"), "doors.ssh.sequense: unknown key; did you mean 'sequence'?"),
         (DOOR + "xyzzy = 1", "doors.ssh.xyzzy: unknown key; known are sequence, open"),

@@ -307,4 +307,4 @@ def test_a_racing_tool_and_nfknock_lose_nothing(host: Lab) -> None:
     racer.stderr.close()
     rules = host.bastion.run("iptables-legacy", "-S").stdout
     assert rules.count("-A INPUT -p tcp -m tcp --dport") == 60
-    assert rules.count("nfknock hole ssh") == 6
+    assert host.rules().count("nfknock hole ssh") == 6

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import TypeVar
 
@@ -125,7 +126,7 @@ async def end_of(lab: Lab) -> float:
 def test_a_hole_that_the_daemon_opened_ends_in_time_though_the_clock_is_set_back(host: Lab) -> None:
     async def story() -> None:
         clock = Clock(HOUR)
-        backend(clock)
+        await beside(lambda: backend(clock))
         async with daemon(clock) as firewall:
             for source in SOURCES:
                 firewall.open(DOOR, ip_address(source))
@@ -143,12 +144,12 @@ def test_a_hole_that_the_daemon_opened_ends_in_time_though_the_clock_is_set_back
 def test_a_hole_that_others_opened_ends_in_time_though_the_clock_is_set_back(host: Lab, who: str) -> None:
     async def story() -> None:
         clock = Clock(HOUR)
-        others = backend(clock)
+        others = await beside(lambda: backend(clock))
         if who == "another daemon":
-            others.open(holes(clock))
+            await beside(lambda: others.open(holes(clock)))
         async with daemon(clock) as firewall:
             if who == "a hand":
-                others.open(holes(clock))
+                await beside(lambda: others.open(holes(clock)))
             opened_at = time.monotonic()
             # Whatever it does next, it has looked.
             await beside(lambda: wait_until(lambda: len(firewall._holes) == len(SOURCES), "the holes to be seen"))
@@ -163,7 +164,7 @@ def test_a_hole_that_was_open_before_clock_and_daemon_began_ends_in_time(host: L
 
     async def story() -> None:
         clock = Clock(HOUR)
-        backend(clock).open(holes(clock))
+        await beside(lambda: backend(clock).open(holes(clock)))
         clock.jump()
         assert all(are_open(host))
         began_at = time.monotonic()
@@ -178,7 +179,7 @@ def test_a_knock_after_the_clock_was_set_back_renews_for_its_own_time(host: Lab)
 
     async def story() -> None:
         clock = Clock(HOUR)
-        backend(clock)
+        await beside(lambda: backend(clock))
         async with daemon(clock) as firewall:
             firewall.open(DOOR, ip_address(CLIENT4))
             await wait_for_rules(host, 2)
@@ -195,7 +196,7 @@ def test_a_knock_after_the_clock_was_set_back_renews_for_its_own_time(host: Lab)
 def test_a_knock_after_the_clock_was_set_back_opens_for_its_own_time(host: Lab) -> None:
     async def story() -> None:
         clock = Clock(HOUR)
-        backend(clock)
+        await beside(lambda: backend(clock))
         async with daemon(clock) as firewall:
             clock.jump()
             for source in SOURCES:
@@ -211,7 +212,7 @@ def test_a_knock_after_the_clock_was_set_back_opens_for_its_own_time(host: Lab) 
 def test_a_clock_that_is_set_forward_shuts_early_and_the_next_knock_opens(host: Lab) -> None:
     async def story() -> None:
         clock = Clock(-HOUR)
-        backend(clock)
+        await beside(lambda: backend(clock))
         async with daemon(clock) as firewall:
             for source in SOURCES:
                 firewall.open(DOOR, ip_address(source))
@@ -234,8 +235,8 @@ def test_a_hole_without_an_end_outlives_every_jump(host: Lab) -> None:
         for ahead in (HOUR, -HOUR):
             clock = Clock(ahead)
             for hole in holes(clock):
-                made = backend(clock)
-                made.open([Hole(door="ssh", source=hole.source, opens=hole.opens, opened_at=clock(), closes_at=None)])
+                endless = replace(hole, closes_at=None)
+                await beside(lambda clock=clock, hole=endless: backend(clock).open([hole]))  # type: ignore[misc]
             async with daemon(clock):
                 clock.jump()
                 await asyncio.sleep(OPEN_TIMEOUT + 1)

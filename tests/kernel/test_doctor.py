@@ -149,6 +149,12 @@ def test_the_queue(host: Lab) -> None:
     assert line.startswith(f"process {pid} (")
 
 
+def test_sets(host: Lab) -> None:
+    host.configure(DOOR + '[firewall]\nbackend = "ipset"\n')
+    host.nfknock("apply")
+    assert examine(host)["sets"] == [("ok", "sets of the kernel (ipset); ")]
+
+
 def test_an_nf_tables_ruleset(host: Lab) -> None:
     assert examine(host)["nftables"] == [("ok", "there is no nf_tables ruleset that could drop what nfknock opens; ")]
     host.bastion.run("nft", "-f", "-", stdin=inet("tcp dport 22 limit rate 3/second drop"))

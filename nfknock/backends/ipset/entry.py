@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cache
 from ipaddress import ip_address
 
 from nfknock.core.model import PROTOCOL_NUMBERS, IPAddress, Opening, Port, Protocol
@@ -54,6 +55,12 @@ def read_entries(answer: bytes, sources: Collection[bytes] | None = None) -> Ite
             if sources is None or _source(listed, at) in sources:
                 yield _entry(listed[at + 4 : at + size])
             at += (size + 3) & ~3
+
+
+@cache
+def _opening(protocol: Protocol, port: bytes, behind: bytes) -> Opening:
+    """Return what is opened; there are few of these, and thousands of entries."""
+    return Opening(Port(number(port), protocol), ip_address(behind[4:]) if behind else None)
 
 
 def write_entry(entry: Entry) -> bytes:
@@ -104,10 +111,9 @@ def _entry(raw: bytes) -> Entry | None:
     protocol = _PROTOCOL_NAMES.get(found[_PROTOCOL][0])
     if protocol is None:
         return None
-    behind = found.get(_IP2)
     return Entry(
         source=ip_address(found[_IP][4:]),
-        opening=Opening(Port(number(found[_PORT]), protocol), ip_address(behind[4:]) if behind else None),
+        opening=_opening(protocol, found[_PORT], found.get(_IP2, b"")),
         comment=text(found.get(_COMMENT, b"")),
         timeout=number(found.get(_TIMEOUT, b"")),
         packets=number(found.get(_PACKETS, b"")),

@@ -7,6 +7,7 @@ is written over. Whoever writes holds the xtables lock: the kernel's sets have n
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -19,9 +20,6 @@ from nfknock import netlink
 from nfknock.backends.ipset.entry import ADT, NESTED, Entry, read_entries, read_members, write_entry
 from nfknock.core.model import Family, IPAddress
 from nfknock.errors import BackendError, MissingDependencyError
-
-# In seconds, what the kernel takes at most (IPSET_MAX_TIMEOUT): nearly 25 days.
-LONGEST = 2147483
 
 # linux/netfilter/ipset/ip_set.h; what stands in a set's head has other numbers than what stands in an entry.
 _SUBSYSTEM, _LIST, _ADD, _DELETE = 6, 7, 9, 10
@@ -65,6 +63,8 @@ class Sets:
         """The sets that were written to, or had something, when they were read: if one is gone, somebody did that."""
         self._known: dict[str, set[IPAddress]] = {}
         """For sets that were read, or made, here: the sources that they may have. Only ever a hint."""
+        self.stand_ins: dict[str, str] = {}
+        """In a rehearsal, what stands for lists that are not there."""
         self._undo: list[Callable[[], object]] = []
         self._rehearsed: list[str] | None = None
 
@@ -96,16 +96,16 @@ class Sets:
     @contextmanager
     def rehearsing(self) -> Iterator[list[str]]:
         """Write nothing meanwhile; give the lines, in `ipset save` notation, that say what would be written."""
-        before = self.heads().keys()
         lines: list[str] = []
         self._rehearsed = lines
-        try:
-            yield lines
-        finally:
-            self._rehearsed = None
-            # A rule that looks at a list cannot even be built without it.
-            for name in self.heads().keys() - before:
-                self._destroy(name)
+        with self.reaching():
+            try:
+                yield lines
+            finally:
+                self._rehearsed = None
+                for name in self.stand_ins.values():
+                    self._destroy(name)
+                self.stand_ins.clear()
 
     def mark(self) -> int:
         """Return a place to take back to."""
@@ -156,7 +156,13 @@ class Sets:
         self._known.clear()
 
     def ensure_list(self, name: str) -> None:
-        """Have a list of sets."""
+        """Have a list of sets. In a rehearsal another one stands for it: no rule can be built without any."""
+        if self._rehearsed is not None:
+            if name in self.heads():
+                return
+            self._rehearsed.append(f"+ create {name} {_LIST_TYPE}")
+            # Of a name that nobody looks for: no other process is to meet it.
+            self.stand_ins[name] = name = f"nfk-{os.getpid()}-{name[7:]}"
         with _explained(f"making the set {name}"):
             # Of no family: rules of IPv6 look at nothing that is called IPv4, as the library would have it.
             self._open().create(name, _LIST_TYPE, family=socket.AF_UNSPEC, exclusive=False, size=_LIST_SIZE)
@@ -219,15 +225,15 @@ class Sets:
         finally:
             self._destroy(other)
 
-    def collect(self) -> bool:
-        """Destroy the sets that no rule leads to; False if there is none."""
+    def collect(self, keep: Collection[str] = ()) -> bool:
+        """Destroy the sets that no rule leads to, but for those to `keep`; False if there is none."""
         before = self.heads()
         for name, head in before.items():
-            if head.type == _LIST_TYPE and not head.references:
+            if head.type == _LIST_TYPE and not head.references and name not in keep:
                 self._destroy(name)
         after = self.heads()
         for name, head in after.items():
-            if head.type != _LIST_TYPE and not head.references:
+            if head.type != _LIST_TYPE and not head.references and name not in keep:
                 self.destroy(name)
         return any(not head.references for head in (*before.values(), *after.values()))
 

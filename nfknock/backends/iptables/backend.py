@@ -20,7 +20,6 @@ from nfknock.backends.iptables.rules import RuleStore
 from nfknock.backends.iptables.sets import SetStore
 from nfknock.backends.iptables.store import Key, Store, looks_at_sets
 from nfknock.backends.xtables import binding
-from nfknock.backends.xtables.lock import xtables_lock
 from nfknock.backends.xtables.table import FilterTable, NoTableError
 from nfknock.core.model import Family, Hole, IPAddress, Opening, family_of
 from nfknock.core.plan import BackendChoice, Plan
@@ -252,12 +251,15 @@ class IptablesBackend:
         def writing() -> Iterator[None]:
             nonlocal is_collected
             with self._sets.reaching():
+                before = self._sets.heads()
                 try:
                     with self._sets.writing():
                         yield
-                finally:
-                    # Those that no rule looks at any more, or not after all.
-                    is_collected = self._sets.collect()
+                except BaseException:
+                    # No rule looks at them after all.
+                    self._sets.collect(keep=before.keys())
+                    raise
+                is_collected = self._sets.collect()
 
         changed = transaction.change(list(self._tables.values()), edit, writing)
         return Change(changed=changed or is_collected)
@@ -265,7 +267,7 @@ class IptablesBackend:
     def _compare(self, wanted: dict[Family, Wanted], edit: transaction.Edit) -> Change:
         """Make the edits in memory alone and say what they would change."""
         lines: list[str] = []
-        with xtables_lock(), self._sets.reaching(), self._sets.rehearsing() as written:
+        with self._sets.rehearsing() as written:
             for table in self._tables.values():
                 table.refresh()
                 entrances = edits.entrances(table, wanted[table.family])
@@ -273,6 +275,8 @@ class IptablesBackend:
                 edit(table)
                 after = edits.saved(table, entrances)
                 table.refresh()
+                for name, other in self._sets.stand_ins.items():
+                    after = [line.replace(other, name) for line in after]
                 changed = [line for line in difflib.ndiff(before, after) if line[0] in "+-"]
                 lines += [f"# {table.family}", *changed] if changed else []
         lines += ["# sets", *written] if written else []

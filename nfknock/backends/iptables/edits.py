@@ -101,6 +101,8 @@ def _retire_forwarded(table: FilterTable, wanted: Wanted, store: Store) -> bool:
         table.set_jumps(FORWARD, FORWARDED, ())
         _delete_chains(table, own)
         return True
+    if not own:
+        return False
     # Nothing leads to them any more, so nobody is to read there that they are open.
     return bool(store.fill_in(table, lambda part: not wanted.guards(part.opens[0])))
 

@@ -15,7 +15,7 @@ from hashlib import blake2s
 
 from nfknock.backends import Strange
 from nfknock.backends.ipset.entry import Entry
-from nfknock.backends.ipset.kernel import LONGEST, Sets
+from nfknock.backends.ipset.kernel import Sets
 from nfknock.backends.iptables import layout, record
 from nfknock.backends.iptables.layout import FORWARD_HOLES, HOLES
 from nfknock.backends.iptables.store import Key, hole_chains, is_flushed, looks_at_sets, why_strange
@@ -24,6 +24,7 @@ from nfknock.backends.xtables import binding
 from nfknock.backends.xtables.binding import Encoded
 from nfknock.backends.xtables.table import FilterTable
 from nfknock.core.model import Family, Hole, Opening
+from nfknock.core.plan import LONGEST_IN_SET
 from nfknock.errors import BackendError
 
 _LISTS: dict[str, dict[Family, str]] = {
@@ -49,17 +50,14 @@ class SetStore:
         self._clock = clock
 
     def probe(self, family: Family) -> None:
-        name = f"nfknock-{family}"
-        with self._sets.reaching():
+        with self._sets.rehearsing():
             for kind in ("list:set", *_TYPES.values()):
                 if not self._sets.supports(kind):
                     raise BackendError(f"this kernel has no sets of type {kind}; use the backend iptables")
-            self._sets.ensure_list(name)
-            try:
-                # Finds out about the extension as well.
-                binding.encode(family, layout.sets_spec(HOLES, name))
-            finally:
-                self._sets.destroy(name)
+            listed = _LISTS[HOLES][family]
+            self._sets.ensure_list(listed)
+            # Finds out about the extension as well.
+            binding.encode(family, layout.sets_spec(HOLES, self._sets.stand_ins.get(listed, listed)))
 
     def writing(self) -> AbstractContextManager[None]:
         return self._sets.writing()
@@ -72,7 +70,8 @@ class SetStore:
         for chain in chains:
             listed = _LISTS[chain][table.family]
             self._sets.ensure_list(listed)
-            rules = [_rule(chain, table.family)]
+            spec = layout.sets_spec(chain, self._sets.stand_ins.get(listed, listed))
+            rules = [binding.encode(table.family, spec)]
             if not table.holds(chain, rules):
                 table.fill(chain, (rule.entry for rule in rules))
                 is_changed = True
@@ -279,7 +278,7 @@ def _entries(hole: Hole, now: float) -> Iterator[tuple[str, Entry]]:
     The kernel counts whole seconds, and the last of them begins before the hole's end: it is shut by then at the
     earliest, and within a second after it if nobody takes the entry away before.
     """
-    timeout = 0 if hole.closes_at is None else min(max(1, math.floor(hole.closes_at - now) + 1), LONGEST)
+    timeout = 0 if hole.closes_at is None else min(max(1, math.floor(hole.closes_at - now) + 1), LONGEST_IN_SET)
     comment, counters = label_of(hole), (hole.packets, hole.bytes)
     for opening in hole.opens:
         yield (
@@ -299,9 +298,9 @@ def _entries(hole: Hole, now: float) -> Iterator[tuple[str, Entry]]:
 
 def _limited(hole: Hole, now: float) -> Hole:
     """Return a hole that lasts no longer than the kernel counts."""
-    if hole.closes_at is None or hole.closes_at - now <= LONGEST:
+    if hole.closes_at is None or hole.closes_at - now <= LONGEST_IN_SET:
         return hole
-    return replace(hole, closes_at=now + LONGEST)
+    return replace(hole, closes_at=now + LONGEST_IN_SET)
 
 
 def _part(entry: Entry | None, now: float) -> Hole | None:
