@@ -67,7 +67,7 @@ def test_it_is_back_within_five_seconds_open_holes_included(lab: Lab, kind: str)
     before = lab.rules()
     damage(lab, kind)
     assert lab.rules() != before
-    wait_until(lambda: without_foreign(lab.rules()) == without_foreign(before), "the rules to be back", within=5)
+    wait_until(lambda: without_foreign(lab.rules()) == without_foreign(before), "the rules to be back")
     daemon.wait_for("the firewall was changed by somebody else: ")
     for bastion in (BASTION4, BASTION6):
         assert lab.reaches(bastion, 22)
