@@ -140,8 +140,12 @@ class Lab:
         self._closing = contextlib.ExitStack()
         self._wire()
 
-    def _wire(self) -> None:
+    def _lay_cable(self) -> None:
+        """Make the interfaces b0 of the bastion and c0 of the client, joined by something."""
         self.bastion.run("ip", "link", "add", "b0", "type", "veth", "peer", "name", "c0", "netns", str(self.client.pid))
+
+    def _wire(self) -> None:
+        self._lay_cable()
         for host, device, addresses in (
             (self.bastion, "b0", (BASTION4, BASTION6)),
             (self.client, "c0", (CLIENT4, STRANGER4, CLIENT6, STRANGER6)),

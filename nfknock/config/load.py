@@ -149,7 +149,7 @@ def _config(path: Path, raw: dict[str, Any], notes: tuple[str, ...], tolerates: 
         reader=reader.kind,
         answer=reader.answer,
         interfaces=tuple(at("firewall.interfaces", interface, name) for name in firewall.interfaces),
-        strays=Strays(queue=_stray_queue(guard, reader), tcpflags=stray_flags(doors)) if guard.strays else None,
+        strays=Strays(group=_stray_group(guard, reader), tcpflags=stray_flags(doors)) if guard.strays else None,
     )
     return Config(
         path=path,
@@ -165,15 +165,15 @@ def _config(path: Path, raw: dict[str, Any], notes: tuple[str, ...], tolerates: 
     )
 
 
-def _stray_queue(guard: sections.Guard, reader: sections.Reader) -> int:
-    """Return the number that strays come by: beside that of the knocks, unless one is given."""
-    if guard.queue is None:
+def _stray_group(guard: sections.Guard, reader: sections.Reader) -> int:
+    """Return the NFLOG group of strays: the number beside that of the knocks, unless one is given."""
+    if guard.group is None:
         return reader.queue + 1 if reader.queue < _LAST_QUEUE else reader.queue - 1
-    if not 0 <= guard.queue <= _LAST_QUEUE:
-        raise ValueError(f"guard.queue: {guard.queue} is out of range (0 to {_LAST_QUEUE})")
-    if guard.queue == reader.queue:
-        raise ValueError(f"guard.queue: {guard.queue} is that of the knocks; a flood of strays would push them out")
-    return guard.queue
+    if not 0 <= guard.group <= _LAST_QUEUE:
+        raise ValueError(f"guard.group: {guard.group} is out of range (0 to {_LAST_QUEUE})")
+    if (reader.kind, reader.queue) == ("nflog", guard.group):
+        raise ValueError(f"guard.group: {guard.group} is that of the knocks; a flood of strays would push them out")
+    return guard.group
 
 
 def _thresholds(guard: sections.Guard) -> Thresholds:

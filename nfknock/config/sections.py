@@ -48,7 +48,7 @@ class Guard(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """The keys of [guard]."""
 
     strays: bool = True
-    queue: int | None = None
+    group: int | None = None
     ports: int = 20
     within: Duration = "10s"
     ignore_timeout: Duration = "60s"

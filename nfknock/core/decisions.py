@@ -53,3 +53,9 @@ class SourceIgnored:
 
 
 Command = StageReached | OpenDoor | CloseDoor | SequenceTimeout | SourceIgnored
+
+
+def add_once(command: Command, commands: list[Command]) -> None:
+    """Say a thing once, also where several one-time sequences of a door begin alike."""
+    if command not in commands:
+        commands.append(command)

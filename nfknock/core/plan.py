@@ -28,13 +28,13 @@ STRAYS_A_SECOND = 5_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Strays:
-    """Which packets to closed ports the daemon is shown, by a queue of their own.
+    """Which packets to closed ports the daemon gets copies of, by an NFLOG group of their own, one by one.
 
     Of what comes to this host's own addresses and nothing else took: UDP, and TCP with any of these flags. Not what is
     sent to many, which nobody scans with.
     """
 
-    queue: int
+    group: int
     tcpflags: tuple[TcpFlags, ...] = (BARE_SYN,)
 
 

@@ -12,7 +12,7 @@ from nfknock.core.packet import TCP, Packet
 class Track:
     """A sequence that opens its door, or closes it."""
 
-    __slots__ = ("codes", "door", "finish", "first", "length", "sequence", "target")
+    __slots__ = ("codes", "door", "finish", "first", "length", "mask", "sequence", "target", "value")
 
     def __init__(self, door: Door, sequence: Sequence, finish: type[OpenDoor | CloseDoor]) -> None:
         self.door = door
@@ -22,12 +22,14 @@ class Track:
         self.length = len(self.codes)
         self.finish = finish
         self.target = door.target.packed if door.target else None
+        # Of the door's TCP flags; asked of every packet of a flood, so without the way there.
+        self.mask, self.value = door.tcpflags.mask, door.tcpflags.value
 
     def hears(self, packet: Packet) -> bool:
         """Whether the packet is anything at all to this door."""
         if self.target is not None and packet.target != self.target:
             return False
-        return packet.protocol != TCP or self.door.tcpflags.accepts(packet.flags)
+        return packet.protocol != TCP or packet.flags & self.mask == self.value
 
     @property
     def identity(self) -> tuple[Door, Sequence, type[OpenDoor | CloseDoor]]:

@@ -22,7 +22,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address
 
-from nfknock.core.decisions import CloseDoor, Command, OpenDoor, SequenceTimeout, SourceIgnored, StageReached
+from nfknock.core.counters import Counters
+from nfknock.core.decisions import CloseDoor, Command, OpenDoor, SequenceTimeout, SourceIgnored, StageReached, add_once
 from nfknock.core.model import Door, Port
 from nfknock.core.newcomers import MOST_NEWCOMERS, Newcomers
 from nfknock.core.packet import TCP, Packet, code_of
@@ -40,22 +41,6 @@ MOST_SPARE_ECHOES = 5
 # was counted must be nothing even when its attempt is long over.
 ECHO_TIMEOUT = 130.0
 SWEPT_AT_ONCE = 4_096
-
-
-@dataclass(slots=True)
-class Counters:
-    """What came in since the start."""
-
-    knocks: int = 0
-    """Packets that advanced or began an attempt."""
-    strays: int = 0
-    """Packets to closed ports that did neither."""
-    impossible: int = 0
-    """First knocks from addresses that nobody can have."""
-    ignored: int = 0
-    """Packets of sources that are ignored."""
-    evicted: int = 0
-    """Sources whose knocks had to be forgotten, or were not taken up, for want of room."""
 
 
 @dataclass(slots=True)
@@ -153,9 +138,8 @@ class Tracker:
             self.counters.impossible += 1
             return None
         is_crowded = len(self._sources) >= self._most_sources
-        known = (
-            self._newcomers.take(packet.source) if self._newcomers and (code in self._later or not is_crowded) else ()
-        )
+        may_be_known = code in self._later or not is_crowded
+        known = self._newcomers.take(packet.source) if self._newcomers and may_be_known else ()
         if starts is None and not known:
             self.counters.strays += code not in self._harmless
             return None
@@ -165,16 +149,17 @@ class Tracker:
         source = _Source()
         for knock in known:
             source.heard[knock.echo] = knock.at
-            # By what address and with which flags it came is not remembered, but by what those are now.
+            # To which address it came is not remembered, so that of what comes now has to do.
             for index in self._starts.get(code_of(knock.echo), ()):
-                if self._tracks[index].hears(packet) and self._tracks[index].length > 1:
+                if self._tracks[index].target in (None, packet.target) and self._tracks[index].length > 1:
                     source.attempts.setdefault(index, []).append(_Attempt(1, knock.at))
         return source
 
     def _take_in(self, packet: Packet, starts: Iterable[int], now: float) -> None:
         """Remember a first knock where there is no room for more."""
+        unsure = self._unsure.tracks(packet.source, now)
         for index in starts:
-            if self._tracks[index].hears(packet):
+            if self._tracks[index].hears(packet) and index not in unsure:
                 self.counters.knocks += 1
                 self._add_newcomer(packet.source, packet.echo, now)
                 return
@@ -268,9 +253,9 @@ class Tracker:
         address = ip_address(packet.source)
         # The last knock of an opening is often the first of the closing; that is no news.
         if track.finish is OpenDoor or reached > 1:
-            _add(StageReached(track.door.name, address, reached, track.finish is CloseDoor), commands)
+            add_once(StageReached(track.door.name, address, reached, track.finish is CloseDoor), commands)
         if reached == track.length:
-            _add(track.finished(address), commands)
+            add_once(track.finished(address), commands)
         return True
 
     @staticmethod
@@ -299,7 +284,7 @@ class Tracker:
             for attempt in late:
                 attempts.remove(attempt)
                 if track.finish is OpenDoor:
-                    _add(SequenceTimeout(track.door.name, ip_address(address), attempt.stage), commands)
+                    add_once(SequenceTimeout(track.door.name, ip_address(address), attempt.stage), commands)
         self._forget_finished(source)
 
     def _remember(self, source: _Source, echo: int, now: float) -> None:
@@ -363,9 +348,3 @@ class Tracker:
 
     def _forget(self, address: bytes) -> None:
         del self._tiers[self._sources.pop(address).tier][address]
-
-
-def _add(command: Command, commands: list[Command]) -> None:
-    """Say a thing once, also where several one-time sequences of a door begin alike."""
-    if command not in commands:
-        commands.append(command)

@@ -1,6 +1,6 @@
 """What is not known of the order of a source's packets.
 
-Knocks and strays come by different queues. Whatever stray came before a knock has been read when that knock is, but not
+Knocks and strays come by different ways. Whatever stray came before a knock has been read when that knock is, but not
 in the order in which they came. So a stray counts, for a moment, as if it had come before and after every knock.
 """
 
@@ -10,8 +10,8 @@ from collections import OrderedDict
 
 # Seconds: longer than a batch of knocks waits to be read, shorter than anybody notices.
 UNSURE_TIMEOUT = 0.1
-# The kernel lets through fewer strays than that in this time.
-_MOST_SOURCES = 8_192
+# The kernel lets through few more strays than that at once, and an eighth of it in this time.
+_MOST_SOURCES = 4_096
 _NOTHING: frozenset[int] = frozenset()
 
 

@@ -254,7 +254,7 @@ class Service:
         reader, strays = self._reader, self._strays
         if _where(config.plan) != _where(self._config.plan):
             reader = make_reader(config.plan)
-        if _where_strays(config.plan) != _where_strays(self._config.plan):
+        if _stray_group(config.plan) != _stray_group(self._config.plan):
             strays = make_stray_reader(config.plan)
         opened: list[Reader] = []
         try:
@@ -305,9 +305,8 @@ def _where(plan: Plan) -> tuple[ReaderKind, int]:
     return plan.reader, plan.queue
 
 
-def _where_strays(plan: Plan) -> tuple[ReaderKind, int | None]:
-    """Where strays come from, if they are watched."""
-    return plan.reader, plan.strays.queue if plan.strays else None
+def _stray_group(plan: Plan) -> int | None:
+    return plan.strays.group if plan.strays else None
 
 
 def _say_in_a_line(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -50,5 +50,10 @@ class Patient:
         """The configured kind of reader, else the default one."""
         return self.config.plan.reader if self.config else "nfqueue"
 
+    @property
+    def watches_strays(self) -> bool:
+        """Whether packets to closed ports are to be seen, as they are by default."""
+        return self.config is None or self.config.plan.strays is not None
+
 
 Check = Callable[[str, Patient], Iterator[Finding]]

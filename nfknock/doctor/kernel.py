@@ -96,10 +96,13 @@ def has_extensions(check: str, patient: Patient) -> Iterator[Finding]:
         targets = set(Path("/proc/net/ip_tables_targets").read_text().split())
     except FileNotFoundError:
         return  # x_tables is not loaded yet, or absent, which has been said
-    reader = _READERS[patient.reader]
-    wanted = (*_MATCHES, *reader.matches)
+    # Strays are copied, however knocks come.
+    kinds: tuple[ReaderKind, ...] = (patient.reader, "nflog") if patient.watches_strays else (patient.reader,)
+    readers = [_READERS[kind] for kind in dict.fromkeys(kinds)]
+    wanted = (*_MATCHES, *dict.fromkeys(name for reader in readers for name in reader.matches))
+    handing_over = tuple(reader.target for reader in readers)
     unloaded = [name for name in wanted if name not in matches]
-    unloaded += [reader.target] if reader.target not in targets else []
+    unloaded += [name for name in handing_over if name not in targets]
     states = {name: modules.state(f"xt_{name}") for name in unloaded if name not in _OWN}
     absent = [name for name, state in states.items() if state == "absent"]
     unclear = [name for name, state in states.items() if state is None]
@@ -109,7 +112,7 @@ def has_extensions(check: str, patient: Patient) -> Iterator[Finding]:
         text = f"the x_tables extensions {', '.join(unclear)} are not loaded, and nothing tells whether they could be"
         yield Finding(check, "warning", text, "`nfknock apply --dry-run` finds out")
     if not (absent or unclear):
-        yield Finding(check, "ok", f"x_tables extensions: {', '.join((*wanted, reader.target))}")
+        yield Finding(check, "ok", f"x_tables extensions: {', '.join((*wanted, *handing_over))}")
 
 
 def has_reader(check: str, patient: Patient) -> Iterator[Finding]:

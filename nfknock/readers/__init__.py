@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol, assert_never
 
 from nfknock.core.packet import Packet
-from nfknock.core.plan import Answer, Plan, ReaderKind
+from nfknock.core.plan import Answer, Plan
 
 # As many packets as are taken before timers get their turn: at 6 µs each, well below a millisecond.
 PACKETS_AT_ONCE = 128
@@ -53,24 +53,24 @@ class Reader(Protocol):
 
 
 def make_reader(plan: Plan) -> Reader:
-    """Return the reader of this plan's knocks."""
-    return _make(plan.reader, plan.queue, plan.answer, "reader")
+    """Return the reader that this plan asks for."""
+    match plan.reader:
+        case "nfqueue":
+            from nfknock.readers.nfqueue import NfqueueReader
+
+            return NfqueueReader(plan.queue, plan.answer)
+        case "nflog":
+            from nfknock.readers.nflog import NflogReader
+
+            return NflogReader(plan.queue, plan.answer)
+        case _:
+            assert_never(plan.reader)
 
 
 def make_stray_reader(plan: Plan) -> Reader | None:
     """Return the reader of this plan's strays, None if it wants none."""
-    return _make(plan.reader, plan.strays.queue, "drop", "guard") if plan.strays else None
+    if plan.strays is None:
+        return None
+    from nfknock.readers.nflog import NflogReader
 
-
-def _make(kind: ReaderKind, queue: int, answer: Answer, section: str) -> Reader:
-    match kind:
-        case "nfqueue":
-            from nfknock.readers.nfqueue import NfqueueReader
-
-            return NfqueueReader(queue, answer, section)
-        case "nflog":
-            from nfknock.readers.nflog import NflogReader
-
-            return NflogReader(queue, answer, section)
-        case _:
-            assert_never(kind)
+    return NflogReader(plan.strays.group, key="`group` under [guard]")

@@ -21,6 +21,8 @@ from nfknock.core.plan import Answer
 from nfknock.errors import ReaderError
 from nfknock.readers import PACKETS_AT_ONCE, ReaderCounters, logged, owners
 
+# As many packets as are taken before timers get their turn: at 4 µs each, half a millisecond.
+_PACKETS_AT_ONCE = 128
 # Headers are all that is wanted; the longest chain of extension headers that is parsed fits in here with room.
 _BYTES_COPIED = 512
 # Of knocks that come so fast that no rule asks for them at once. They fill a page before they are so many.
@@ -46,12 +48,12 @@ _BIND, _COPY_PACKET, _WITH_NUMBERS = 1, 2, 1
 class NflogReader:
     """One NFLOG group, for both families."""
 
-    def __init__(self, group: int, answer: Answer = "drop", section: str = "reader") -> None:
-        """`section` is where in the configuration the number stands."""
+    def __init__(self, group: int, answer: Answer = "drop", *, key: str = "`queue` under [reader]") -> None:
+        """`key` is where the group is configured."""
         self.counters = ReaderCounters()
         self.answer: Answer = answer
         self._group = group
-        self._section = section
+        self._key = key
         self._socket: socket.socket | None = None
         self._buffer = memoryview(bytearray(_LONGEST_DATAGRAM))
         self._next_number = 0
@@ -68,7 +70,7 @@ class NflogReader:
         except OSError as exc:
             opened.close()
             if exc.errno in (errno.EPERM, errno.EBUSY):
-                raise ReaderError(owners.why_not_bound("nflog", self._group, self._section)) from exc
+                raise ReaderError(owners.why_not_bound("nflog", self._group, self._key)) from exc
             raise ReaderError(f"binding NFLOG group {self._group}: {_reason(exc)}") from exc
         self._socket = opened
 

@@ -25,12 +25,10 @@ _SOCKET_BUFFER = 8 << 20
 class NfqueueReader:
     """One NFQUEUE, for both families."""
 
-    def __init__(self, queue: int, answer: Answer = "drop", section: str = "reader") -> None:
-        """`section` is where in the configuration the number stands."""
+    def __init__(self, queue: int, answer: Answer = "drop") -> None:
         self.counters = ReaderCounters()
         self.answer: Answer = answer
         self._number = queue
-        self._section = section
         self._queue: Any = None
         self._socket: _BoundedSocket | None = None
         self._packets: list[Packet] = []
@@ -50,7 +48,7 @@ class NfqueueReader:
                 warnings.simplefilter("ignore", RuntimeWarning)
                 queue.bind(self._number, self._take, max_len=QUEUE_LENGTH, range=_BYTES_COPIED, sock_len=_SOCKET_BUFFER)
         except OSError as exc:
-            raise ReaderError(owners.why_not_bound("nfqueue", self._number, self._section)) from exc
+            raise ReaderError(owners.why_not_bound("nfqueue", self._number)) from exc
         self._queue = queue
         self._socket = _BoundedSocket(queue.get_fd(), self.counters)
 

@@ -47,13 +47,13 @@ def owner(kind: ReaderKind, number: int) -> Owner | None:
     return Owner(int(fields[1])) if fields else None
 
 
-def why_not_bound(kind: ReaderKind, number: int, section: str = "reader") -> str:
-    """Say why a number, which stands in this section, could not be bound to, and what to do about it."""
+def why_not_bound(kind: ReaderKind, number: int, key: str = "`queue` under [reader]") -> str:
+    """Say why a number could not be bound to, and what to do about it; `key` is where it is configured."""
     trying = f"binding {TITLES[kind]} {number}"
     has_it = None
     with contextlib.suppress(OSError):
         has_it = owner(kind, number)
     if has_it is None:
         return f"{trying}: permission denied, or another program has it; run this as root"
-    mend = f"stop that program, or choose another number with `queue` under [{section}]"
+    mend = f"stop that program, or choose another number with {key}"
     return f"{trying}: {has_it.name} has it already; {mend}"

@@ -127,8 +127,8 @@ def test_every_key(tmp_path: Path) -> None:
         (DOOR + 'target = "fe80::1%eth0"', "doors.ssh.target: 'fe80::1%eth0' has a zone"),
         (DOOR + "[reader]\nqueue = 65536", "reader.queue: 65536 is out of range (0 to 65535)"),
         (DOOR + '[reader]\nqueue = "5"', "reader.queue: expected int, got str"),
-        (DOOR + "[guard]\nqueue = 65536", "guard.queue: 65536 is out of range (0 to 65535)"),
-        (DOOR + "[guard]\nqueue = 5", "guard.queue: 5 is that of the knocks; a flood of strays would push them out"),
+        (DOOR + "[guard]\ngroup = 65536", "guard.group: 65536 is out of range (0 to 65535)"),
+        (DOOR + '[reader]\nkind = "nflog"\n[guard]\ngroup = 5', "guard.group: 5 is that of the knocks"),
         (DOOR + "[guard]\nports = 1001", "guard.ports: 1001 is out of range (0 to 1000)"),
         (DOOR + '[guard]\nwithin = "0s"', "guard.within: 0 s is out of range (0.1 s to 3600 s)"),
         (DOOR + '[guard]\nignore_timeout = 0', "guard.ignore_timeout: 0 s is out of range (1 s to 86400 s)"),
@@ -286,11 +286,11 @@ def test_what_is_wrong_with_an_allowed_one(tmp_path: Path, entry: str, message: 
 
 def test_strays_are_watched_unless_it_is_said(tmp_path: Path) -> None:
     config = read(tmp_path, DOOR)
-    assert config.plan.strays == Strays(queue=6, tcpflags=(BARE_SYN,))
+    assert config.plan.strays == Strays(group=6, tcpflags=(BARE_SYN,))
     assert config.thresholds == Thresholds(ports=20, within=10, ignore_timeout=60)
     config = read(tmp_path, DOOR + '[reader]\nqueue = 65535\n[guard]\nports = 0\nwithin = "1m"\nignore_timeout = 1\n')
     assert config.plan.strays
-    assert config.plan.strays.queue == 65534
+    assert config.plan.strays.group == 65534
     assert config.thresholds == Thresholds(ports=0, within=60, ignore_timeout=1)
     assert read(tmp_path, DOOR + "[guard]\nstrays = false\n").plan.strays is None
 

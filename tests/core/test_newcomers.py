@@ -8,7 +8,8 @@ from math import inf
 import pytest
 
 from nfknock.core.newcomers import FirstKnock, Newcomers
-from tests.core.story import ALICE, BOB, Story, door
+from nfknock.core.unsure import UNSURE_TIMEOUT
+from tests.core.story import ACK, ALICE, BOB, Story, door
 
 ONE = b"\xc0\x00\x02\x02"
 ECHO = 0xFFFF_FFFF_FFFF_06_1BBD
@@ -105,6 +106,15 @@ def test_an_echo_in_a_flood_is_nothing() -> None:
 
 def test_a_stray_ends_what_a_newcomer_began() -> None:
     story = flooded().knock("7000").stray("1234").at(1).knock("8000", "9000")
+    assert story.opened == []
+
+
+def test_what_a_door_does_not_hear_ends_nothing_in_a_flood_either() -> None:
+    assert flooded().knock("7000").knock("8000", flags=ACK).knock("8000", "9000").opened == [(ALICE, "ssh")]
+
+
+def test_a_stray_that_is_read_too_early_counts_in_a_flood_too() -> None:
+    story = flooded().stray("1234").knock("7000").at(2 * UNSURE_TIMEOUT).knock("8000", "9000")
     assert story.opened == []
 
 

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from itertools import cycle, islice
+from math import inf
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 # The kernel takes no more messages in one call (UIO_MAXIOV).
@@ -70,16 +71,20 @@ class Sender:
         self._socket.close()
 
 
-def scan(destination: str, source: str, ports: Iterable[int], flags: int = 2) -> None:
-    """Send one packet to each of these ports, in this order, from the namespace where the thread is."""
+def scan(destination: str, source: str, ports: Iterable[int], flags: int = 2, *, rate: float = inf) -> None:
+    """Send one packet to each of these ports, in this order, from the namespace where the thread is.
+
+    As fast as can be, or about so many a second.
+    """
     sender = Sender(destination)
     template = Template(destination, flags)
     address = int.from_bytes(socket.inet_aton(source), "big")
     remaining = iter(ports)
-    while some := tuple(islice(remaining, _AT_ONCE)):
+    while some := tuple(islice(remaining, _AT_ONCE if rate == inf else max(1, int(rate) // 500))):
         for at, port in enumerate(some):
             template.write(sender.buffer, at, address, port, port)
         sender.send(len(some))
+        time.sleep(len(some) / rate)
     sender.close()
 
 

@@ -35,7 +35,7 @@ PLAN = Plan(
     reader="nflog",
     opens=(Port(22), Port(53, "udp")),
     forwarded=(*BEHIND[4], *BEHIND[6]),
-    strays=Strays(queue=6),
+    strays=Strays(group=6),
 )
 
 

@@ -83,8 +83,8 @@ def test_the_firewall_and_the_daemon(host: Lab) -> None:
     host.nfknock("apply")
     assert levels(examine(host), "firewall") == ["ok"]
     host.bastion.run("iptables-legacy", "-F", "INPUT")
-    [(level, line)] = examine(host, exit_code=1)["firewall"]
-    assert (level, line.endswith("; run: nfknock apply")) == ("fault", True)
+    for level, line in examine(host, exit_code=1)["firewall"]:
+        assert (level, line.endswith("; run: nfknock apply")) == ("fault", True)
 
 
 def test_ipv6_that_nobody_guards(host: Lab) -> None:

@@ -16,6 +16,7 @@ import pytest
 from tests.core.story import FIN, SYN
 from tests.kernel import packets
 from tests.lab import BASTION4, BASTION6, CLIENT4, STRANGER4, Daemon, Lab, wait_until
+from tests.setting import only_for
 
 SEED = 20261121
 DOOR = """
@@ -140,6 +141,7 @@ def test_what_is_said_to_everybody_is_no_stray(lab: Lab) -> None:
     assert counters(lab)["strays"] == 0
 
 
+@only_for("iptables")
 def test_rules_of_the_host_s_own_come_first(lab: Lab) -> None:
     """Also those that are added later: what they let in is no stray, and our jump is the last again."""
     lab.serve(8080)
@@ -157,6 +159,18 @@ def test_rules_of_the_host_s_own_come_first(lab: Lab) -> None:
     assert "NFKNOCK" not in lab.rules()
 
 
+@only_for("iptables")
+@pytest.mark.parametrize("target", ["DROP", "REJECT"])
+def test_a_rule_that_hides_strays_is_named(lab: Lab, target: str) -> None:
+    lab.bastion.run("iptables-legacy", "-A", "INPUT", "-s", "203.0.113.1", "-j", target)
+    lab.configure(DOOR)
+    assert lab.nfknock("apply").stderr == ""
+    lab.bastion.run("iptables-legacy", "-A", "INPUT", "-j", target)
+    done = lab.nfknock("apply")
+    assert "ipv4: INPUT has a rule of its own that takes everything, so port scans are not seen" in done.stderr
+    assert "ipv6" not in done.stderr
+
+
 def test_a_scan_with_other_flags_opens_no_door_that_hears_them(lab: Lab) -> None:
     door = DOOR + 'tcpflags = "fin,!syn,!ack"\n'
     daemon = ready(lab, NOBODY_IS_IGNORED, door)
@@ -166,15 +180,16 @@ def test_a_scan_with_other_flags_opens_no_door_that_hears_them(lab: Lab) -> None
     assert not any("OPEN SESAME" in line for line in daemon.lines)
 
 
+@only_for("iptables")
 def test_strays_can_be_left_alone(lab: Lab) -> None:
     lab.configure(DOOR + "[guard]\nstrays = false\n")
     lab.nfknock("apply")
     assert "NFKNOCK_STRAYS" not in lab.rules()
     daemon = lab.daemon()
-    lab.configure(DOOR + "[guard]\nqueue = 17\n")
+    lab.configure(DOOR + "[guard]\ngroup = 17\n")
     daemon.signal(1)
     daemon.wait_for("reloaded")
-    assert "--queue-num 17" in lab.rules()
+    assert "--nflog-group 17" in lab.rules()
     scan(lab, CLIENT4, [1234])
     wait_until(lambda: counters(lab)["strays"] == 1, "the stray")
     lab.configure(DOOR + "[guard]\nstrays = false\n")

@@ -81,14 +81,14 @@ class IptablesBackend:
 
         idle = tuple(forwarding.idle(opening.to for opening in plan.forwarded if opening.to))
         if dry_run:
-            return replace(self._compare(wanted, edit), warnings=idle)
+            return replace(self._compare(wanted, edit), warnings=(*idle, *self._unseen(plan)))
         if self.state().applied or self._is_the_others():
-            return replace(self._change(edit), warnings=idle)
+            return replace(self._change(edit), warnings=(*idle, *self._unseen(plan)))
         known, first = tracking.adopt(frozenset())
         change = self._change(edit)
         # Once more, for those that were begun meanwhile: what they lost is sent again.
         _known, second = tracking.adopt(known)
-        return replace(change, warnings=(*(first or second), *self._bleak(), *idle))
+        return replace(change, warnings=(*(first or second), *self._bleak(), *idle, *self._unseen(plan)))
 
     def remove(self) -> Change:
         warnings: dict[Family, str] = {}
@@ -192,6 +192,15 @@ class IptablesBackend:
             f"{family}: INPUT had policy DROP and no rule; `nfknock remove` will restore just that"
             for family, table in self._tables.items()
             if FOUND["DROP"] in table.chains() and edits.is_bare(table)
+        )
+
+    def _unseen(self, plan: Plan) -> tuple[str, ...]:
+        """Warn of what keeps strays from being seen."""
+        return tuple(
+            f"{family}: INPUT has a rule of its own that takes everything, so port scans are not seen; "
+            "INPUT's policy drops what nobody takes, and that rule can go"
+            for family, table in self._tables.items()
+            if plan.strays and edits.hides_strays(table)
         )
 
     def _tables_of(self, sources: Iterable[IPAddress]) -> list[FilterTable]:

@@ -31,6 +31,9 @@ from nfknock.core.model import Family, Hole, Opening
 from nfknock.core.plan import Plan
 from nfknock.errors import BackendError
 
+# Where a packet's way through a chain ends.
+_ENDS = frozenset(("ACCEPT", "DROP", "REJECT"))
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -155,6 +158,11 @@ def _restore_policy(table: FilterTable, found: list[str]) -> str:
 def is_bare(table: FilterTable) -> bool:
     """Whether INPUT has no rule but ours."""
     return all(entry.jump in (MAIN, STRAYS) for entry in table.entries(INPUT))
+
+
+def hides_strays(table: FilterTable) -> bool:
+    """Whether a rule of the host's own takes whatever would come to the jump that is the last of INPUT."""
+    return any(entry.is_for_everything and entry.jump in _ENDS for entry in table.entries(INPUT))
 
 
 def dig(table: FilterTable, store: Store, holes: Iterable[Hole], now: float) -> list[Hole]:

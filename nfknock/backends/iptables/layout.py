@@ -20,7 +20,7 @@ from ipaddress import ip_network
 
 from nfknock.backends.xtables.binding import Options, Spec
 from nfknock.core.model import Family, IPNetwork, Opening, Protocol, Rule, TcpFlags, family_of
-from nfknock.core.plan import REJECT_MARK, STRAYS_A_SECOND, Plan
+from nfknock.core.plan import REJECT_MARK, STRAYS_A_SECOND, Plan, Strays
 
 INPUT = "INPUT"
 MAIN = "NFKNOCK"
@@ -30,12 +30,12 @@ FORWARD = "FORWARD"
 FORWARDED = "NFKNOCK_FORWARD"
 FORWARD_HOLES = "NFKNOCK_FORWARD_HOLES"
 STRAYS = "NFKNOCK_STRAYS"
-# Which built-in chain jumps to each of ours; to `LAST` behind all of its rules, to the others in front of them.
-ENTRANCES = {MAIN: INPUT, FORWARDED: FORWARD, STRAYS: INPUT}
-LAST = frozenset((STRAYS,))
 # With the reader nflog knocks go on from there: to the first of these, and while there are few to the second.
 COPIES = "NFKNOCK_COPIES"
 AT_ONCE = "NFKNOCK_AT_ONCE"
+# Which built-in chain jumps to each of ours; to `LAST` behind all of its rules, to the others in front of them.
+ENTRANCES = {MAIN: INPUT, FORWARDED: FORWARD, STRAYS: INPUT}
+LAST = frozenset((STRAYS,))
 # An empty chain whose name keeps the policy that INPUT had before us. A rule's comment would be gone after `-F`, and
 # then the next `apply` would take our own DROP for the host's, and `remove` would lock everybody out.
 FOUND = {policy: f"NFKNOCK_FOUND_{policy}" for policy in ("ACCEPT", "DROP")}
@@ -83,7 +83,7 @@ def chains(plan: Plan, family: Family) -> dict[str, list[Spec]]:
     if forwarded(plan, family):
         own[FORWARDED] = list(_forwarded(plan, family))
     if plan.strays:
-        own[STRAYS] = list(_strays(plan))
+        own[STRAYS] = list(_strays(plan.strays, plan.interfaces))
     return own
 
 
@@ -196,25 +196,20 @@ def _forwarded(plan: Plan, family: Family) -> Iterator[Spec]:
                 )
 
 
-def _strays(plan: Plan) -> Iterator[Spec]:
-    assert plan.strays is not None
-    queue = str(plan.strays.queue)
-    jump, number = ("NFLOG", "nflog-group") if plan.reader == "nflog" else ("NFQUEUE", "queue-num")
+def _strays(strays: Strays, interfaces: Iterable[str]) -> Iterator[Spec]:
     # What is sent to many (discovery in a LAN) is no scan.
     here: tuple[str, Options] = ("addrtype", (("dst-type", "LOCAL"),))
     # One limit for all sources: it needs no memory, and whoever scans sends much more than what has to come through.
     limit: tuple[str, Options] = ("limit", (("limit", f"{STRAYS_A_SECOND}/sec"), ("limit-burst", str(STRAYS_A_SECOND))))
-    flags = plan.strays.tcpflags
-    kinds: list[tuple[str, tuple[tuple[str, Options], ...]]] = [("tcp", _flags(each)) for each in flags]
+    kinds: list[tuple[str, tuple[tuple[str, Options], ...]]] = [("tcp", _flags(flags)) for flags in strays.tcpflags]
     for protocol, matches in (*kinds, ("udp", ())):
-        for interface in plan.interfaces or (None,):
+        for interface in tuple(interfaces) or (None,):
             yield Spec(
-                jump=jump,
+                jump="NFLOG",
                 protocol=protocol,
                 interface=interface,
                 matches=(*matches, here, limit, _comment("strays")),
-                # Looked at in their order with knocks, so as they come.
-                options=((number, queue), *((("nflog-threshold", "1"),) if jump == "NFLOG" else ())),
+                options=(("nflog-group", str(strays.group)), ("nflog-threshold", "1")),
             )
 
 

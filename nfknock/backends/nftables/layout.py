@@ -137,20 +137,19 @@ def _main(plan: Plan, stand: Stand) -> Iterator[Statement]:
         for interface in plan.interfaces or ("",):
             yield _rule(f"{_on(interface)}jump {chain}", what)
     if plan.strays:
-        yield from _strays(plan, plan.strays, stand)
+        yield from _strays(plan.strays, plan.interfaces, stand)
 
 
-def _strays(plan: Plan, strays: Strays, stand: Stand) -> Iterator[Statement]:
-    # The backend iptables has the reasons. Where the host's own chain has the last word, nobody knows what it lets in.
-    verdict = f"log group {strays.queue} queue-threshold 1" if plan.reader == "nflog" else f"queue num {strays.queue}"
+def _strays(strays: Strays, interfaces: Iterable[str], stand: Stand) -> Iterator[Statement]:
+    # Where the host's chain has the last word, nobody here knows whether a port is closed.
     limit = f"limit rate {STRAYS_A_SECOND}/second burst {STRAYS_A_SECOND} packets"
-    kinds = [f"meta l4proto tcp tcp flags & {each.mask:#x} == {each.value:#x}" for each in strays.tcpflags]
-    for family in _FAMILIES:
-        if family in stand.shut:
-            for kind in (*kinds, "meta l4proto udp"):
-                for interface in plan.interfaces or ("",):
-                    match = f"meta nfproto {family} {_on(interface)}{kind} fib daddr type local"
-                    yield _rule(f"{match} {limit} {verdict}", "strays")
+    flags = [f"tcp flags & {each.mask:#x} == {each.value:#x}" if each.mask else "" for each in strays.tcpflags]
+    kinds = [*(f"meta l4proto tcp {each}".strip() for each in flags), "meta l4proto udp"]
+    for family in (each for each in _FAMILIES if each in stand.shut):
+        for interface in tuple(interfaces) or ("",):
+            for kind in kinds:
+                match = f"{_on(interface)}meta nfproto {family} fib daddr type local {kind} {limit}"
+                yield _rule(f"{match} log group {strays.group} queue-threshold 1", "strays")
 
 
 def _admit(stand: Stand) -> Iterator[Statement]:

@@ -51,6 +51,11 @@ class Entry:
         return self.raw[: _LAYOUTS[self.family].protocol_at + 4]
 
     @property
+    def is_for_everything(self) -> bool:
+        """Whether it has no condition at all."""
+        return not any(self.head) and self.target_offset == _LAYOUTS[self.family].size
+
+    @property
     def packed_source(self) -> bytes:
         """The source address as bytes, without its mask."""
         return self.raw[: _LAYOUTS[self.family].address_size]
