@@ -251,23 +251,24 @@ class Service:
         if config.backend != self._config.backend or config.backend.name == "auto":
             await self._firewall.exchange(lambda: make_backend(config.backend))
         await self._commands.prepare(config.doors)
-        reader, strays = self._reader, self._strays
-        if _where(config.plan) != _where(self._config.plan):
-            reader = make_reader(config.plan)
-        if _stray_group(config.plan) != _stray_group(self._config.plan):
-            strays = make_stray_reader(config.plan)
-        opened: list[Reader] = []
+        reader = self._reader if _where(config.plan) == _where(self._config.plan) else make_reader(config.plan)
+        has_other_strays = _stray_group(config.plan) != _stray_group(self._config.plan)
+        if has_other_strays:
+            # Gone first and back last: the new knocks may come by its group, or the new strays by that of the knocks.
+            self._end_strays()
         try:
-            for new in (reader, strays):
-                if new is not None and new not in self._readers:
-                    new.open()
-                    opened.append(new)
+            if reader is not self._reader:
+                reader.open()
             await self._firewall.apply(config.plan, config.doors)
         except NfknockError:
-            for new in opened:
-                new.close()
+            if reader is not self._reader:
+                reader.close()
+            if has_other_strays:
+                self._watch_strays(self._config.plan)
             raise
-        self._exchange_readers(reader, strays)
+        self._exchange_reader(reader)
+        if has_other_strays:
+            self._watch_strays(config.plan)
         reader.answer = config.plan.answer
         self._firewall.repair = config.repair
         if config.log != self._config.log:
@@ -278,14 +279,33 @@ class Service:
         self._tracker.scanners.thresholds = config.thresholds
         self._commands.reconsider(self._doors)
 
-    def _exchange_readers(self, reader: Reader, strays: Reader | None) -> None:
+    def _exchange_reader(self, reader: Reader) -> None:
+        if reader is self._reader:
+            return
         loop = asyncio.get_running_loop()
-        for old in self._readers:
-            loop.remove_reader(old.fileno())
-            if old not in (reader, strays):
-                old.close()
-        self._reader, self._strays = reader, strays
-        self._listen()
+        loop.remove_reader(self._reader.fileno())
+        self._reader.close()
+        self._reader = reader
+        loop.add_reader(reader.fileno(), self._read)
+
+    def _end_strays(self) -> None:
+        if self._strays:
+            asyncio.get_running_loop().remove_reader(self._strays.fileno())
+            self._strays.close()
+            self._strays = None
+
+    def _watch_strays(self, plan: Plan) -> None:
+        strays = make_stray_reader(plan)
+        if strays is None:
+            return
+        try:
+            strays.open()
+        except NfknockError as exc:
+            # Doors work without; that is better than a daemon that ends.
+            logs.log.error("port scans are not seen: %s", exc)
+            return
+        self._strays = strays
+        asyncio.get_running_loop().add_reader(strays.fileno(), self._read_strays)
 
     def _end_with(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
