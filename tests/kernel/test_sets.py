@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,15 +56,21 @@ def ipset() -> Iterator[Any]:
 def same(some: list[Hole], others: list[Hole]) -> bool:
     """Whether both are the same holes; an instant that was written is good to the millisecond."""
 
-    def rounded(holes: list[Hole]) -> list[str]:
-        return sorted(
-            str(
-                replace(each, opened_at=round(each.opened_at, 2), closes_at=each.closes_at and round(each.closes_at, 2))
-            )
-            for each in holes
-        )
+    def timeless(holes: list[Hole]) -> list[Hole]:
+        return [replace(each, opened_at=0, closes_at=None) for each in holes]
 
-    return rounded(some) == rounded(others)
+    def instants(holes: list[Hole]) -> list[tuple[float, float]]:
+        return [(each.opened_at, math.inf if each.closes_at is None else each.closes_at) for each in holes]
+
+    some, others = sorted(some, key=str_of_key), sorted(others, key=str_of_key)
+    return timeless(some) == timeless(others) and all(
+        here == pytest.approx(there, rel=0, abs=0.01)
+        for here, there in zip(instants(some), instants(others), strict=True)
+    )
+
+
+def str_of_key(hole: Hole) -> str:
+    return str(hole.key)
 
 
 @pytest.mark.parametrize("source", SOURCES)
