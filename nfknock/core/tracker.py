@@ -185,6 +185,10 @@ class Tracker:
         thresholds = self.scanners.thresholds
         return [SourceIgnored(ip_address(packet.source), thresholds.ports, thresholds.ignore_timeout)]
 
+    def settle(self, before: float) -> None:
+        """Know that every stray received before that instant came before every knock received from now on."""
+        self._unsure.settle(before)
+
     def expire(self, now: float) -> list[Command]:
         """End what ran out of time, for some of the sources; to be called once a second or so.
 

@@ -23,12 +23,13 @@ from nfknock.core.tracker import Tracker
 from nfknock.daemon import control, logs
 from nfknock.daemon.commands import CommandRunner
 from nfknock.daemon.firewall import Firewall
+from nfknock.daemon.intake import Intake
 from nfknock.daemon.outlets import ON_STDERR, Outlets, written_aside
 from nfknock.daemon.spending import Spender
 from nfknock.daemon.threads import in_thread
 from nfknock.daemon.trial import Trial
 from nfknock.errors import NfknockError
-from nfknock.readers import PACKETS_AT_ONCE, QUEUE_LENGTH, Reader, make_reader, make_stray_reader
+from nfknock.readers import Reader, make_reader, make_stray_reader
 
 _TICK = 1.0
 
@@ -41,6 +42,8 @@ class Service:
         self._outlets = outlets
         self._doors = {door.name: door for door in config.doors}
         self._tracker = Tracker(config.doors, config.allowed_ports, config.thresholds)
+        self._intake = Intake(self._tracker)
+        self._reading_later: asyncio.TimerHandle | None = None
         self._reader = make_reader(config.plan)
         self._strays = make_stray_reader(config.plan)
         self._firewall = Firewall(lambda: make_backend(config.backend), repair=config.repair)
@@ -109,7 +112,7 @@ class Service:
         loop = asyncio.get_running_loop()
         loop.add_reader(self._reader.fileno(), self._read)
         if self._strays:
-            loop.add_reader(self._strays.fileno(), self._read_strays)
+            loop.add_reader(self._strays.fileno(), self._read)
 
     def describe(self) -> dict[str, Any]:
         """Return the `daemon` part of `status --json`."""
@@ -137,29 +140,25 @@ class Service:
         }
 
     def _read(self) -> None:
-        now = time.monotonic()
         try:
-            # Knocks are read first, however many strays there are. But of those every one that reached the kernel
-            # before these knocks counts before them.
-            knocks = self._reader.read()
-            self._take_strays(QUEUE_LENGTH, now)
-            for packet in knocks:
-                for command in self._tracker.receive(packet, now):
+            # Once more where there were strays: then it is known of what comes later that it came after them.
+            for _ in range(2):
+                now = time.monotonic()
+                for command in self._intake.read(self._reader, self._strays, now):
                     self._do(command, now)
+                if self._intake.is_settled:
+                    return
         except Exception as exc:  # noqa: BLE001
             # Shut is safe: without a reader the kernel drops knocks, and whoever supervises us starts us again.
             self._end(exc)
+            return
+        if self._reading_later is None:
+            self._reading_later = asyncio.get_running_loop().call_later(self._reader.lag, self._read_later)
 
-    def _read_strays(self) -> None:
-        try:
-            self._take_strays(PACKETS_AT_ONCE, time.monotonic())
-        except Exception as exc:  # noqa: BLE001
-            self._end(exc)
-
-    def _take_strays(self, most: int, now: float) -> None:
-        for packet in self._strays.read(most) if self._strays else ():
-            for command in self._tracker.receive_stray(packet, now):
-                self._do(command, now)
+    def _read_later(self) -> None:
+        self._reading_later = None
+        if not self._ended.done():
+            self._read()
 
     def _do(self, command: Command, now: float) -> None:
         match command:
@@ -305,7 +304,7 @@ class Service:
             logs.log.error("port scans are not seen: %s", exc)
             return
         self._strays = strays
-        asyncio.get_running_loop().add_reader(strays.fileno(), self._read_strays)
+        asyncio.get_running_loop().add_reader(strays.fileno(), self._read)
 
     def _end_with(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():

@@ -138,6 +138,8 @@ class Simulation:
     def _receive(self, packet: Packet) -> list[Command]:
         if not self._is_taken(packet):
             return []
+        # A capture tells in which order they came.
+        self._tracker.settle(math.inf)
         if packet.code in self._knock_codes:
             return self._tracker.receive(packet, self.now)
         return self._tracker.receive_stray(packet, self.now) if self._is_stray(packet) else []

@@ -31,6 +31,8 @@ class Reader(Protocol):
     counters: ReaderCounters
     answer: Answer
     """What becomes of a packet, where that is the reader's to say; may be changed at any time."""
+    lag: float
+    """Seconds that a packet may have reached the kernel before it can be read."""
 
     def open(self) -> None:
         """Start to receive. Refuses what another program receives from already."""

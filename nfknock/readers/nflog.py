@@ -48,6 +48,9 @@ _BIND, _COPY_PACKET, _WITH_NUMBERS = 1, 2, 1
 class NflogReader:
     """One NFLOG group, for both families."""
 
+    # Of what comes too fast to be asked for one by one: two of the kernel's ticks where those are longest.
+    lag = 0.02
+
     def __init__(self, group: int, answer: Answer = "drop", *, key: str = "`queue` under [reader]") -> None:
         """`key` is where the group is configured."""
         self.counters = ReaderCounters()

@@ -25,6 +25,8 @@ _SOCKET_BUFFER = 8 << 20
 class NfqueueReader:
     """One NFQUEUE, for both families."""
 
+    lag = 0.0
+
     def __init__(self, queue: int, answer: Answer = "drop") -> None:
         self.counters = ReaderCounters()
         self.answer: Answer = answer

@@ -90,6 +90,12 @@ def test_strays_of_nobody_in_progress_are_not_remembered() -> None:
     assert len(story.tracker._unsure._sources) == 1
 
 
+def test_who_strayed_before_a_reading_of_all_knocks_can_knock_at_once() -> None:
+    story = Story(door()).stray("1234")
+    story.tracker.settle(before=story.now + 0.001)
+    assert story.knock("7000", "8000", "9000").opened == [(ALICE, "ssh")]
+
+
 @given(
     scan=st.permutations(["k1", "k2", "k3", *(f"s{number}" for number in range(9))]),
     cuts=st.lists(st.integers(0, 12), max_size=6),

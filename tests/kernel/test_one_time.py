@@ -17,8 +17,6 @@ import pytest
 
 from tests.lab import BASTION4, BASTION6, CLIENT4, NFKNOCK, Daemon, Lab, wait_until
 
-# Seconds: for a moment a packet to a port of no door also ends what comes after it.
-FORGOTTEN = 0.3
 DOOR = """
 [doors.ssh]
 one_time_sequences = "ssh.ots"
@@ -93,7 +91,6 @@ def test_sequences_that_were_lost_on_the_way_are_stepped_over(lab: Lab) -> None:
     knocks = sequences(10)
     daemon, path = ready(lab, *(f" {','.join(each)}" for each in knocks), more="one_time_look_ahead = 3\n")
     lab.knock(BASTION4, *knocks[4])  # one too far
-    time.sleep(FORGOTTEN)
     lab.knock(BASTION4, *knocks[3])
     daemon.wait_for("opened")
     wait_until(lambda: left(lab) == 6, "the window to move on")
@@ -103,7 +100,6 @@ def test_sequences_that_were_lost_on_the_way_are_stepped_over(lab: Lab) -> None:
     # Those that were stepped over are used as well; those that came into sight count.
     lab.knock(BASTION4, *knocks[1])
     wait_until(lambda: str(knocks[7][0]) in lab.rules(), "the new knock ports to be watched")
-    time.sleep(FORGOTTEN)
     lab.knock(BASTION4, *knocks[7])
     daemon.wait_for("opened", count=2)
     daemon.wait_for("ssh: one-time sequences: 2 are left")

@@ -1,0 +1,110 @@
+"""Knocks and strays come by two ways, and whatever comes while one of them is read: what is made of their order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from ipaddress import ip_address
+from typing import cast
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nfknock.core.decisions import OpenDoor
+from nfknock.core.packet import Packet
+from nfknock.core.scanners import Thresholds
+from nfknock.core.tracker import Tracker
+from nfknock.daemon.intake import Intake
+from nfknock.readers import PACKETS_AT_ONCE, Reader
+from tests.core.story import ALICE, BOB, HERE, SYN, door
+
+SEQUENCE = {"k1": 7000, "k2": 8000, "k3": 9000}
+STRAYS = ["s1", "s2"]
+
+
+class Way:
+    """One of the two, as a reader has it: more may come until the very moment at which it is read."""
+
+    lag = 0.0
+
+    def __init__(self, meanwhile: Callable[[], None]) -> None:
+        self.waiting: list[Packet] = []
+        self._meanwhile = meanwhile
+
+    def read(self, most: int = PACKETS_AT_ONCE) -> list[Packet]:
+        self._meanwhile()
+        taken, self.waiting[:] = self.waiting[:most], self.waiting[most:]
+        return taken
+
+
+class Host:
+    """A kernel that packets come to, one by one, and a daemon that reads them."""
+
+    def __init__(self, coming: list[str], at_each_reading: list[int]) -> None:
+        self._coming = coming
+        self._at_each_reading = at_each_reading
+        self.knocks, self.strays = Way(self.arrive), Way(self.arrive)
+        self.intake = Intake(Tracker([door()], thresholds=Thresholds(ports=0)))
+        self.opened: list[str] = []
+        self._now = 0.0
+
+    def arrive(self) -> None:
+        for _ in range(self._at_each_reading.pop(0) if self._at_each_reading else 0):
+            if self._coming:
+                self.come(self._coming.pop(0))
+
+    def come(self, name: str, source: str = ALICE) -> None:
+        port = SEQUENCE.get(name) or 1000 + int(name[1:])
+        way = self.knocks if name in SEQUENCE else self.strays
+        way.waiting.append(packet(port, source, len(self.knocks.waiting)))
+
+    def read(self) -> None:
+        self._now += 0.0001
+        for command in self.intake.read(cast("Reader", self.knocks), cast("Reader", self.strays), self._now):
+            if isinstance(command, OpenDoor):
+                self.opened.append(str(command.source))
+
+    def read_on(self) -> None:
+        while self._coming or not self.intake.is_settled:
+            if not self._at_each_reading:
+                self._at_each_reading.append(1)
+            self.read()
+        self.read()
+
+
+def packet(port: int, source: str, source_port: int) -> Packet:
+    return Packet(ip_address(source).packed, ip_address(HERE).packed, 6, source_port, port, 1, SYN)
+
+
+@given(
+    scan=st.permutations([*SEQUENCE, *STRAYS]),
+    at_each_reading=st.lists(st.integers(0, 3), max_size=20),
+)
+def test_no_scan_opens_whatever_comes_while_it_is_read(scan: list[str], at_each_reading: list[int]) -> None:
+    host = Host(list(scan), at_each_reading)
+    host.read_on()
+    at = [scan.index(each) for each in SEQUENCE]
+    is_the_very_sequence = at == sorted(at) and not any(each in STRAYS for each in scan[at[0] : at[2]])
+    assert not host.opened or is_the_very_sequence
+
+
+@given(at_each_reading=st.lists(st.integers(0, 3), max_size=20))
+def test_who_mistyped_opens_as_soon_as_that_was_read(at_each_reading: list[int]) -> None:
+    host = Host(list(STRAYS), at_each_reading)
+    host.read_on()
+    for name in SEQUENCE:
+        host.come(name)
+        host.read()
+    assert host.opened == [ALICE]
+
+
+def test_behind_a_crowd_of_knocks_nothing_is_known_yet() -> None:
+    host = Host([], [])
+    for _ in range(3 * PACKETS_AT_ONCE):
+        host.come("k1", BOB)
+    for name in ("k1", "s1", "k2", "k3"):
+        host.come(name)
+    for _ in range(3):
+        host.read()
+        assert not host.intake.is_settled
+    host.read_on()
+    assert host.opened == []
