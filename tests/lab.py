@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from nfknock.backends.ipset.kernel import Sets
+from nfknock.backends.labels import label_of
+from nfknock.backends.nftables import elements
 from tests.setting import CHOSEN, Setting
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -230,7 +232,7 @@ class Lab:
         return connection
 
     def rules(self, *, holes: bool = True) -> str:
-        """Return both families' rules as iptables-save has them, without counters and dates.
+        """Return both families' rules as iptables-save has them, and those of nf_tables, without counters and dates.
 
         Holes in sets are told as if they were rules.
         """
@@ -238,6 +240,7 @@ class Lab:
         for command in ("iptables-legacy-save", "ip6tables-legacy-save"):
             text = self.bastion.run(command).stdout
             lines += [line.split(" [")[0] for line in text.splitlines() if not line.startswith("#")]
+        lines += self.bastion.run("nft", "--stateless", "--terse", "list", "ruleset").stdout.splitlines()
         lines += self._entries()
         return "\n".join(line for line in lines if holes or "nfknock hole" not in line)
 
@@ -250,6 +253,12 @@ class Lab:
                     port, to = entry.opening.port, f"-d {entry.opening.to} " if entry.opening.to else ""
                     where = f"-s {entry.source} {to}-p {port.protocol} --dport {port.number}"
                     lines.append(f'-A {name} {where} --comment "{entry.comment}" -j ACCEPT')
+            for each in elements.names():
+                for hole in elements.read(each):
+                    [opening] = hole.opens
+                    port, to = opening.port, f"-d {opening.to} " if opening.to else ""
+                    where = f"-s {hole.source} {to}-p {port.protocol} --dport {port.number}"
+                    lines.append(f'-A {each} {where} --comment "{label_of(hole)}" -j ACCEPT')
         return sorted(lines)
 
     def stop(self) -> None:

@@ -10,19 +10,21 @@ from dataclasses import dataclass
 import click
 
 from nfknock.backends import Backend
+from nfknock.backends.nftables import standing
 from nfknock.backends.nftables.layout import PRIORITY
 from nfknock.config import Config
-from nfknock.core.model import Opening, Port, family_of
+from nfknock.core.model import Family, Opening, Port, family_of
 from nfknock.core.reach import Visitor, way_in
 from nfknock.doctor.neighbours import stranger_on
-from nfknock.errors import NfknockError
+from nfknock.errors import BackendError, NfknockError
 from nfknock.host import legacy, nftread, ssh
-from nfknock.host.conflicts import all_conflicts
+from nfknock.host.conflicts import all_conflicts, legacy_conflicts
 from nfknock.host.interfaces import entrances
+from nfknock.host.nftables import judge
 from nfknock.host.probe import Probe, network_of
 from nfknock.readers import owners
 
-_CHAIN, _HOLES = "NFKNOCK", "NFKNOCK_HOLES"
+_HOLES = "NFKNOCK_HOLES"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ def _locks_out(config: Config, backend: Backend) -> Iterator[Reason]:
         return
     port = Port(session.port)
     visitor = Visitor(source=session.source, port=port, interface=session.interface)
-    if way_in(config.plan, config.doors, visitor) or not _would_be_shut(session, backend):
+    if way_in(config.plan, config.doors, visitor) or not _would_be_shut(config, session, backend):
         return
     entry = f'{{ open = "{port}", from = "{session.source}" }}'
     yield Reason(
@@ -81,7 +83,7 @@ def _locks_out(config: Config, backend: Backend) -> Iterator[Reason]:
     )
 
 
-def _would_be_shut(session: ssh.Session, backend: Backend) -> bool:
+def _would_be_shut(config: Config, session: ssh.Session, backend: Backend) -> bool:
     """Whether the port is not shut already, and no rule of the host's own lets this source in behind ours."""
     version: legacy.Version = 4 if family_of(session.source) == "ipv4" else 6
     probe = Probe(
@@ -90,6 +92,8 @@ def _would_be_shut(session: ssh.Session, backend: Backend) -> bool:
         interface=session.interface or entrances(())[0][0],
         source=network_of(session.source),
     )
+    if config.backend.name == "nftables":
+        return _would_be_shut_by_nftables(config, probe)
     try:
         table = legacy.read("filter", version)
     except OSError:
@@ -103,10 +107,34 @@ def _would_be_shut(session: ssh.Session, backend: Backend) -> bool:
     )
     if not is_let_in and table.emptied(_HOLES).ends(probe) == {"drop"}:
         return False
-    return table.ends(probe, without=_CHAIN, policy="drop") != {"accept"}
+    return table.ends(probe, without=legacy.OWN_CHAINS[:1], policy="drop") != {"accept"}
+
+
+def _would_be_shut_by_nftables(config: Config, probe: Probe) -> bool:
+    """Whether nobody shuts the port yet, and we would: where the host's own chain has the last word, that decides."""
+    family: Family = "ipv4" if probe.version == 4 else "ipv6"
+    try:
+        found = standing.read()
+        if family not in standing.fitting(found, config.plan, config.backend.attach).shut:
+            return False
+        return all(each.fate != "drops" for each in judge(found.ruleset, probe))
+    except (BackendError, OSError):
+        return True  # unsure: then nobody is locked out
 
 
 def _is_dropped(config: Config) -> Iterator[Reason]:
+    yield from _is_dropped_by_nftables(config)
+    if config.backend.name != "nftables":
+        return
+    try:
+        for text, mend in legacy_conflicts(config.plan, config.doors):
+            yield Reason(text, mend)
+    except OSError as exc:
+        text = f"the host's legacy tables could not be read ({(exc.strerror or str(exc)).lower()})"
+        yield Reason(text, "they may drop what nfknock opens", is_certain=False)
+
+
+def _is_dropped_by_nftables(config: Config) -> Iterator[Reason]:
     try:
         ruleset = nftread.read_foreign()
         for conflict in all_conflicts(ruleset, config.plan, config.doors) if ruleset else ():

@@ -8,6 +8,7 @@ from typing import Literal
 
 from nfknock.core.model import Door, IPNetwork, Port, Rule
 from nfknock.core.plan import Plan
+from nfknock.host import legacy
 from nfknock.host.interfaces import LOOPBACK, entrances
 from nfknock.host.nftables import Fate, judge
 from nfknock.host.nftread import Chain, Ruleset
@@ -163,3 +164,26 @@ def all_conflicts(ruleset: Ruleset, plan: Plan, doors: Iterable[Door]) -> Iterat
     """Yield what stands in the way of what is opened, and of knocks. Raises OSError."""
     yield from conflicts(ruleset, opened_by(plan, doors))
     yield from knock_conflicts(ruleset, plan)
+
+
+def legacy_conflicts(plan: Plan, doors: Iterable[Door]) -> Iterator[tuple[str, str]]:
+    """Yield what the legacy tables drop of what nf_tables lets in, as text and mend. Raises OSError.
+
+    nfknock's own part there is not looked at: it goes when the backend changes.
+    """
+    mend = 'accept it there too, or say backend = "iptables" or "ipset" under [firewall]'
+    tables = {version: table for version in (4, 6) if (table := _legacy_filter(version))}
+    for one in dict.fromkeys(opened_by(plan, doors)):
+        dropped = [
+            f"IPv{version}"
+            for version in _versions(one)
+            if version in tables
+            and all(tables[version].ends_without_us(probe) == {"drop"} for probe in _probes(one, version))
+        ]
+        if dropped:
+            families = " and ".join(dropped)
+            yield f"the legacy tables drop new connections to {one.port} over {families}, which {one.by} opens", mend
+
+
+def _legacy_filter(version: int) -> legacy.Table | None:
+    return legacy.read("filter", 4 if version == 4 else 6)

@@ -12,7 +12,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -51,6 +51,9 @@ _FAMILIES: dict[Version, _Family] = {
     4: _Family(socket.AF_INET, socket.IPPROTO_IP, 4, 80, 82, 2, 88, 112),
     6: _Family(socket.AF_INET6, socket.IPPROTO_IPV6, 16, 128, 131, 4, 140, 168),
 }
+# What the backends iptables and ipset have in INPUT, and how they note the policy that they found.
+OWN_CHAINS = ("NFKNOCK", "NFKNOCK_STRAYS")
+_FOUND: dict[Kind, str] = {"accept": "NFKNOCK_FOUND_ACCEPT", "drop": "NFKNOCK_FOUND_DROP"}
 _INVERTED_INTERFACE, _INVERTED_SOURCE, _INVERTED_TARGET, _INVERTED_PROTOCOL = 1, 8, 16, 64
 
 
@@ -113,18 +116,23 @@ class Table:
     names: dict[int, str]
     hooks: tuple[int, ...]
 
-    def ends(self, probe: Probe, *, without: str = "", policy: Kind | None = None) -> frozenset[Kind]:
+    def ends(self, probe: Probe, *, without: Collection[str] = (), policy: Kind | None = None) -> frozenset[Kind]:
         """Return how a packet for this host may leave INPUT.
 
-        Without the jumps to the chain of that name, and with another policy, if one is given.
+        Without the jumps to the chains of these names, and with another policy, if one is given.
         """
         start = self.hooks[_LOCAL_IN]
         chains = dict(self.chains)
-        rules = [rule for rule in chains[start] if not without or self._jumps_to(rule) != without]
+        rules = [rule for rule in chains[start] if self._jumps_to(rule) not in without]
         # The last one of a built-in chain is its policy.
         chains[start] = tuple(rules[:-1] if policy else rules)
         ends = Walk(chains, lambda rule: _steps(rule, probe)).ends(start)
         return ends - {"return"} | {policy} if policy and "return" in ends else ends
+
+    def ends_without_us(self, probe: Probe) -> frozenset[Kind]:
+        """Return how a packet for this host would leave INPUT if nfknock had never changed it."""
+        found = [policy for policy, name in _FOUND.items() if name in self.names.values()]
+        return self.ends(probe, without=OWN_CHAINS, policy=found[0] if len(found) == 1 else None)
 
     def emptied(self, chain: str) -> Table:
         """Return this table as if the chain of that name had no rule."""

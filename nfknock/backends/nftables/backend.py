@@ -149,7 +149,10 @@ class NftablesBackend:
     def state(self, plan: Plan | None = None) -> FirewallState:
         found = standing.read()
         stand = standing.standing(found)
-        return FirewallState(policy=dict(standing.policies(found, stand)), damage=tuple(self._damage(found, plan)))
+        damage = self._damage(found, plan)
+        if plan and not damage:
+            damage = [f"{place} drops what is let in" for place in standing.shut_out(found, plan)]
+        return FirewallState(policy=dict(standing.policies(found, stand)), damage=tuple(damage))
 
     def repair(self, plan: Plan, holes: Iterable[Hole]) -> list[Hole]:
         known = {hole.key for hole in self.holes()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from nfknock.backends.nftables import elements, layout
@@ -17,6 +18,7 @@ from nfknock.host.nftread import Chain, Key, Rule, Ruleset
 _INET = 1
 _NUMBERS = {"inet": 1, "ip": 2, "ip6": 10}
 _GUARDS: dict[str, tuple[Family, ...]] = {"inet": ("ipv4", "ipv6"), "ip": ("ipv4",), "ip6": ("ipv6",)}
+_FAMILIES: dict[int, Family] = {4: "ipv4", 6: "ipv6"}
 _TWINS = {"ip": "ip6", "ip6": "ip"}
 
 
@@ -79,14 +81,12 @@ def read() -> Found:
 def fitting(found: Found, plan: Plan, attach: str) -> Stand:
     """Find out how to stand in this host. Raises BackendError where `attach` names no chain that can be."""
     foreign = nftread.foreign(found.ruleset)
-    entrances = dict.fromkeys((*_asked_for(foreign, attach), *_needed(foreign, plan)))
-    guarded: set[Family] = set()
-    for place in entrances:
-        chain = foreign.chains[_key(place)]
-        if chain.hook == "input" and chain.drops:
-            guarded.update(_GUARDS[place.split()[0]])
-    families: tuple[Family, ...] = ("ipv4", "ipv6")
-    return Stand(entrances=tuple(sorted(entrances)), shut=frozenset(families) - guarded)
+    try:
+        entrances = dict.fromkeys((*_asked_for(foreign, attach), *_needed(foreign, plan)))
+        guarded = frozenset(_guarded(foreign, plan, entrances))
+    except OSError as exc:
+        raise BackendError(f"reading the nf_tables ruleset: {(exc.strerror or str(exc)).lower()}") from exc
+    return Stand(entrances=tuple(sorted(entrances)), shut=frozenset(_FAMILIES.values()) - guarded)
 
 
 def _asked_for(foreign: Ruleset, attach: str) -> Iterator[str]:
@@ -106,20 +106,46 @@ def _asked_for(foreign: Ruleset, attach: str) -> Iterator[str]:
 def _needed(foreign: Ruleset, plan: Plan) -> Iterator[str]:
     """Yield the host's chains that would drop what we let in."""
     opened = [Opened(port=port, by="a door", interfaces=plan.interfaces) for port in plan.opens]
-    try:
-        for conflict in conflicts(foreign, (*opened, *opened_by(plan, ()))):
-            if conflict.fate == "drops" and conflict.chain.priority > layout.PRIORITY:
-                yield str(conflict.chain)
-    except OSError as exc:
-        raise BackendError(f"reading the nf_tables ruleset: {(exc.strerror or str(exc)).lower()}") from exc
+    for conflict in conflicts(foreign, (*opened, *opened_by(plan, ()))):
+        if conflict.fate == "drops" and conflict.chain.priority > layout.PRIORITY:
+            yield str(conflict.chain)
     if plan.forwarded:
         yield from (str(each) for each in foreign.chains.values() if each.hook == "forward" and each.drops)
+
+
+def _guarded(foreign: Ruleset, plan: Plan, entrances: Iterable[str]) -> Iterator[Family]:
+    """Yield the families for which one of these chains of the host's drops whatever it does not let in itself.
+
+    By its policy or, like firewalld's, by its last rule: then it drops the knocks too, which nobody has a rule about.
+    """
+    knocks = [Opened(port=port, by="", interfaces=plan.interfaces) for port in plan.knock_ports]
+    dropped: Counter[tuple[str, int]] = Counter()
+    for conflict in conflicts(foreign, knocks):
+        if conflict.fate == "drops":
+            dropped.update((str(conflict.chain), version) for version in conflict.versions)
+    for place in entrances:
+        chain = foreign.chains[_key(place)]
+        for version, family in _FAMILIES.items():
+            is_last = bool(knocks) and dropped[place, version] == len(knocks)
+            if chain.hook == "input" and family in _GUARDS[place.split()[0]] and (chain.drops or is_last):
+                yield family
+
+
+def shut_out(found: Found, plan: Plan) -> list[str]:
+    """Return the host's chains that came after us and drop what we let in."""
+    new = {
+        str(chain)
+        for chain in nftread.foreign(found.ruleset).chains.values()
+        if chain.hook in ("input", "forward") and chain.drops and str(chain) not in found.entrances
+    }
+    # To find out takes long where there are many rules; nobody loads such a chain every day.
+    return sorted(new.intersection(fitting(found, plan, "").entrances)) if new else []
 
 
 def policies(found: Found, stand: Stand) -> dict[Family, str]:
     """Return what becomes of incoming packets that nobody lets in, by family."""
     policy: dict[Family, str] = {}
-    for family in ("ipv4", "ipv6"):
+    for family in _FAMILIES.values():
         chains = nftread.foreign(found.ruleset).chains.values()
         input_chains = [chain for chain in chains if chain.hook == "input"]
         drops = any(chain.drops and family in _GUARDS[str(chain).split()[0]] for chain in input_chains)
@@ -135,8 +161,7 @@ def standing(found: Found) -> Stand:
     if chain.drops:
         return Stand(entrances=found.entrances)
     last = {rule.comment for rule in found.rules(INPUT)}
-    families: tuple[Family, ...] = ("ipv4", "ipv6")
-    shut = [family for family in families if f"nfknock: nothing else ({family})" in last]
+    shut = [family for family in _FAMILIES.values() if f"nfknock: nothing else ({family})" in last]
     return Stand(entrances=found.entrances, shut=frozenset(shut))
 
 

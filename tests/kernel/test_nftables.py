@@ -1,0 +1,336 @@
+"""The backend nftables beside rulesets of others: it opens through them, and what is theirs stays theirs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.test_foreign_rulesets import DROPPING, inet
+from tests.kernel.test_refusals import over_ssh
+from tests.lab import BASTION4, BASTION6, CLIENT4, CLIENT6, NFKNOCK, STRANGER4, Daemon, Lab, echo, wait_until
+
+DOOR = """
+[reader]
+kind = "nflog"
+[doors.ssh]
+sequence = ["7101", "8203/udp", "9307"]
+open = ["22/tcp"]
+open_timeout = "60s"
+"""
+KNOCKS = ("7101", "8203:udp", "9307")
+NFT = f'[firewall]\nbackend = "nftables"\n{DOOR}'
+AUTO = f'[firewall]\nbackend = "auto"\n{DOOR}'
+# Without neighbour discovery there is no IPv6 at all.
+NEEDED = "ct state established,related accept; meta l4proto ipv6-icmp accept"
+DROP = inet(f"{NEEDED}; tcp dport 80 accept", "drop")
+HOSTS = {
+    "policy": DROP,
+    "reject": inet(f"{NEEDED}; iif lo accept; reject"),
+    "ufw": DROPPING["ufw"][0],
+    "firewalld": DROPPING["firewalld"][0],
+}
+BOTH = ((BASTION4, CLIENT4), (BASTION6, CLIENT6))
+
+
+def ruleset(lab: Lab) -> str:
+    """Return the nf_tables ruleset but for counters, as an administrator sees it."""
+    return lab.bastion.run("nft", "--stateless", "list", "ruleset").stdout
+
+
+def load(lab: Lab, text: str) -> None:
+    lab.bastion.run("nft", "-f", "-", stdin=text)
+
+
+def iptables_nft(lab: Lab, *lines: str) -> None:
+    for line in lines:
+        for command in ("iptables-nft", "ip6tables-nft"):
+            lab.bastion.run(command, *line.split())
+
+
+def ready(lab: Lab, text: str = NFT) -> Daemon:
+    """Start a service and the daemon on a bastion with its firewall in place."""
+    lab.serve(22)
+    lab.configure(text)
+    lab.nfknock("apply")
+    return lab.daemon()
+
+
+def knock(lab: Lab, daemon: Daemon, *, count: int = 1) -> None:
+    """Knock by both families and wait until both are let in."""
+    for bastion, client in BOTH:
+        lab.knock(bastion, *KNOCKS)
+        daemon.wait_for(f"{client}: ssh: opened 22/tcp", count=count)
+
+
+def is_let_in(lab: Lab, address: str, port: int, *, source: str = "") -> bool:
+    """Whether a connection is answered by a service; firewalld refuses those that it does not let in."""
+    try:
+        lab.connect(address, port, source=source, within=0.4).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("kind", ["policy", "reject", "ufw", "firewalld", "iptables-nft"])
+def test_where_the_host_drops_auto_opens_through_it(lab: Lab, kind: str) -> None:
+    if kind == "iptables-nft":
+        iptables_nft(lab, "-A INPUT -p tcp --dport 22 -j DROP")
+    else:
+        load(lab, HOSTS[kind])
+    before = ruleset(lab)
+    lab.serve(22)
+    lab.configure(DOOR)
+    refused = lab.nfknock("apply", check=False)
+    assert refused.returncode == 1
+    assert "drops new connections to 22/tcp over IPv4" in refused.stderr
+    lab.configure(AUTO)
+    applied = lab.nfknock("apply")
+    assert "the backend is nftables: " in applied.stderr
+    assert "drops new connections to 22/tcp over IPv4" in applied.stderr
+    daemon = lab.daemon()
+    assert not is_let_in(lab, BASTION4, 22)
+    assert not is_let_in(lab, BASTION6, 22)
+    knock(lab, daemon)
+    assert lab.reaches(BASTION4, 22)
+    assert lab.reaches(BASTION6, 22)
+    assert not is_let_in(lab, BASTION4, 22, source=STRANGER4)
+    lab.nfknock("remove")
+    assert ruleset(lab) == before
+
+
+@pytest.mark.parametrize("kind", ["policy", "firewalld"])
+def test_what_the_host_lets_in_stays_open_where_it_has_the_last_word(lab: Lab, kind: str) -> None:
+    load(lab, HOSTS[kind])
+    lab.serve(80)
+    lab.serve(8080)
+    lab.configure(AUTO)
+    lab.nfknock("apply")
+    assert lab.reaches(BASTION4, 80)
+    assert not is_let_in(lab, BASTION4, 8080)
+
+
+def test_where_the_host_drops_one_port_alone_everything_else_is_shut_by_nfknock(lab: Lab) -> None:
+    load(lab, inet("tcp dport 22 drop"))
+    lab.serve(80)
+    lab.configure(AUTO)
+    lab.nfknock("apply")
+    assert lab.is_shut(BASTION4, 80)
+    assert json.loads(lab.nfknock("status", "--json").stdout)["firewall"]["policy"] == {"ipv4": "DROP", "ipv6": "DROP"}
+
+
+def test_a_flush_of_everything_and_a_reload_are_repaired_with_what_is_open(lab: Lab) -> None:
+    load(lab, DROP)
+    daemon = ready(lab)
+    knock(lab, daemon)
+    before = lab.rules()
+    load(lab, f"flush ruleset\n{DROP}")
+    assert "nfknock" not in ruleset(lab)
+    wait_until(lambda: lab.rules() == before, "what was there to be back", within=5)
+    assert lab.reaches(BASTION4, 22)
+    assert lab.reaches(BASTION6, 22)
+    daemon.wait_for("put back, with 2 holes")
+
+
+@pytest.mark.parametrize("how", ["the entrance", "the chain", "a rule in front", "the set"])
+def test_what_others_do_to_the_entrance_is_repaired(lab: Lab, how: str) -> None:
+    load(lab, DROP)
+    daemon = ready(lab)
+    knock(lab, daemon)
+    before = lab.rules()
+    match how:
+        case "the entrance":
+            load(lab, f"flush chain inet filter input\n{DROP}")
+        case "the chain":
+            load(lab, f"delete table inet filter\n{DROP}")
+        case "a rule in front":
+            load(lab, "insert rule inet filter input tcp dport 22 drop")
+        case _:
+            load(lab, "flush set inet nfknock h4_ssh\nflush chain inet nfknock main")
+    daemon.wait_for("the firewall was changed by somebody else: ")
+    wait_until(lambda: json.loads(lab.nfknock("status", "--json").stdout)["firewall"]["applied"], "the repair")
+    assert lab.reaches(BASTION6, 22)
+    if how in ("the entrance", "the chain"):
+        assert sorted(lab.rules().splitlines()) == sorted(before.splitlines())
+
+
+def test_a_ruleset_that_comes_later_and_drops_gets_its_entrance(lab: Lab) -> None:
+    """At boot ufw, say, is later than nfknock."""
+    daemon = ready(lab)
+    knock(lab, daemon)
+    load(lab, DROP)
+    daemon.wait_for("the firewall was changed by somebody else: inet filter input drops what is let in")
+    wait_until(lambda: "meta mark 0x6e666b6e" in ruleset(lab).partition("chain input")[2], "the entrance")
+    assert lab.reaches(BASTION4, 22)
+    lab.nfknock("remove")
+    host = ruleset(lab)
+    load(lab, f"flush ruleset\n{DROP}")
+    assert host == ruleset(lab)
+
+
+def save_and_restore(lab: Lab) -> None:
+    for command in ("iptables-nft", "ip6tables-nft"):
+        lab.bastion.run(f"{command}-restore", stdin=lab.bastion.run(f"{command}-save").stdout)
+
+
+def test_what_iptables_saves_and_restores_keeps_the_entrance(lab: Lab) -> None:
+    """As netfilter-persistent does it; a set in that table would come back as an ACCEPT for everybody."""
+    iptables_nft(lab, "-P INPUT DROP", "-A INPUT -p ipv6-icmp -j ACCEPT")
+    save_and_restore(lab)
+    before = ruleset(lab)
+    daemon = ready(lab)
+    knock(lab, daemon)
+    save_and_restore(lab)
+    assert lab.reaches(BASTION4, 22)
+    assert lab.reaches(BASTION6, 22)
+    assert lab.is_shut(BASTION4, 22, source=STRANGER4)
+    assert json.loads(lab.nfknock("status", "--json").stdout)["firewall"]["applied"]
+    assert not any("somebody else" in line for line in daemon.lines)
+    lab.nfknock("remove")
+    assert ruleset(lab) == before
+
+
+def test_the_chain_that_is_asked_for_brings_its_twin(lab: Lab) -> None:
+    iptables_nft(lab, "-A INPUT -p tcp --dport 99 -j DROP")
+    before = ruleset(lab)
+    lab.configure(NFT.replace("[firewall]", '[firewall]\nattach = "ip filter INPUT"'))
+    lab.nfknock("apply")
+    for family in ("ip", "ip6"):
+        chain = lab.bastion.run("nft", "list", "chain", family, "filter", "INPUT").stdout
+        assert chain.splitlines()[3].split()[:3] == ["meta", "mark", "0x6e666b6e"]
+    assert lab.nfknock("apply").stdout == "unchanged\n"
+    lab.nfknock("remove")
+    assert ruleset(lab) == before
+
+
+def test_a_chain_that_is_not_there_cannot_be_asked_for(lab: Lab) -> None:
+    load(lab, DROP)
+    lab.configure(NFT.replace("[firewall]", '[firewall]\nattach = "inet filter nothing"'))
+    done = lab.nfknock("apply", check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("nfknock: firewall.attach: 'inet filter nothing' is no chain with hook input ")
+    assert done.stderr.endswith("; there is inet filter input\n")
+
+
+def test_what_legacy_rules_drop_is_refused(lab: Lab) -> None:
+    lab.bastion.run("iptables-legacy", "-A", "INPUT", "-p", "tcp", "--dport", "22", "-j", "DROP")
+    before = ruleset(lab)
+    lab.configure(NFT)
+    done = lab.nfknock("apply", check=False)
+    assert done.returncode == 1
+    assert (
+        "refused: the legacy tables drop new connections to 22/tcp over IPv4, which the door ssh opens" in done.stderr
+    )
+    assert ruleset(lab) == before
+    # What it says helps.
+    lab.configure(DOOR)
+    assert lab.nfknock("apply").stdout == "changed\n"
+    # What is our own in there goes with the move.
+    lab.bastion.run("iptables-legacy", "-D", "INPUT", "-p", "tcp", "--dport", "22", "-j", "DROP")
+    lab.configure(NFT)
+    assert lab.nfknock("apply").stdout == "changed\n"
+
+
+@pytest.mark.parametrize("host", [inet("tcp dport 22 accept; ct state established accept", "drop"), ""])
+def test_a_session_that_the_host_lets_in_is_shut_by_nobody(lab: Lab, host: str) -> None:
+    if host:
+        load(lab, host)
+    lab.configure(NFT.replace("22/tcp", "2222/tcp"))
+    done = over_ssh(lab, "apply")
+    if host:
+        assert (done.returncode, done.stdout) == (0, "changed\n")
+        return
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"refused: this shuts 22/tcp to {CLIENT4}" in done.stderr
+
+
+def test_a_port_that_is_shut_already_is_not_shut_again(lab: Lab) -> None:
+    lab.configure(NFT.replace("22/tcp", "2222/tcp"))
+    over_ssh(lab, "apply", "--force")
+    lab.configure(NFT.replace("22/tcp", "2222/tcp").replace("[firewall]", '[firewall]\nallow = ["8080/tcp"]'))
+    assert over_ssh(lab, "apply").stdout == "changed\n"
+
+
+def test_a_trial_that_nobody_confirms_goes_back(lab: Lab) -> None:
+    load(lab, DROP)
+    lab.configure(NFT)
+    before = ruleset(lab)
+    assert lab.nfknock("apply", "--confirm", "3", check=False).returncode == 1
+    assert ruleset(lab) == before
+    lab.nfknock("apply", "--force")
+    lab.nfknock("open", "ssh", CLIENT4)
+    before = lab.rules()
+    lab.configure(NFT.replace("9307", "9308"))
+    assert lab.nfknock("apply", "--confirm", "3", check=False).returncode == 1
+    assert lab.rules() == before
+
+
+def test_interfaces_by_their_beginning(lab: Lab) -> None:
+    daemon = ready(lab, NFT.replace("[firewall]", '[firewall]\ninterfaces = ["b+"]'))
+    knock(lab, daemon)
+    assert lab.reaches(BASTION4, 22)
+    lab.configure(NFT.replace("[firewall]", '[firewall]\ninterfaces = ["c+"]'))
+    lab.nfknock("apply")
+    assert lab.is_shut(BASTION4, 22)
+
+
+def test_a_knock_is_answered_as_a_closed_port_would(lab: Lab) -> None:
+    daemon = ready(lab, NFT.replace("[reader]", '[reader]\nanswer = "reject"'))
+    for bastion in (BASTION4, BASTION6):
+        with pytest.raises(ConnectionRefusedError):
+            lab.connect(bastion, 7101)
+    daemon.wait_for("ssh: Stage 1", count=2)
+    assert lab.is_shut(BASTION4, 7100)
+
+
+def test_a_full_set_is_said_and_shuts_nobody_out(lab: Lab) -> None:
+    lab.configure(NFT.replace("[firewall]", "[firewall]\nset_size = 1"))
+    lab.nfknock("apply")
+    lab.nfknock("open", "ssh", CLIENT4)
+    done = lab.nfknock("open", "ssh", STRANGER4, check=False)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "nfknock: a set of holes is full; raise `set_size` under [firewall], or close some\n",
+    )
+    [hole] = json.loads(lab.nfknock("status", "--json").stdout)["holes"]
+    assert hole["source"] == CLIENT4
+    lab.nfknock("open", "ssh", CLIENT4)
+
+
+def test_nfqueue_in_nf_tables_or_the_mend_where_it_has_none(lab: Lab) -> None:
+    probe = "add table inet t; add chain inet t c; add rule inet t c queue num 5; delete table inet t"
+    has_queue = lab.bastion.run("nft", probe, check=False).returncode == 0
+    lab.configure(NFT.replace('"nflog"', '"nfqueue"'))
+    if has_queue:
+        lab.serve(22)
+        lab.nfknock("apply")
+        knock(lab, lab.daemon())
+        assert lab.reaches(BASTION4, 22)
+        assert lab.reaches(BASTION6, 22)
+        return
+    done = lab.nfknock("apply", check=False)
+    assert (done.returncode, done.stderr) == (
+        1,
+        'nfknock: nf_tables of this kernel cannot send packets to NFQUEUE; say kind = "nflog" under [reader]\n',
+    )
+    assert ruleset(lab) == ""
+
+
+def test_a_host_without_the_library_is_told_which_one(lab: Lab) -> None:
+    [library] = Path("/usr/lib").glob("*/libnftables.so.1")
+    lab.configure(NFT)
+    hidden = f"mount --bind /dev/null {library} && exec {NFKNOCK[0]} apply"
+    done = lab.bastion.run("unshare", "--mount", "sh", "-c", hidden, check=False)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "nfknock: libnftables.so.1 is not installed; on Debian and Ubuntu: apt install libnftables1\n",
+    )
+
+
+def test_a_session_from_before_goes_on(lab: Lab) -> None:
+    lab.serve(22)
+    lab.configure(NFT)
+    session = lab.connect(BASTION4, 22)
+    lab.nfknock("apply")
+    assert echo(session) == b"hello\n"
