@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import click
@@ -38,13 +38,15 @@ def doctor(settings: Settings, as_json: bool) -> int:
 
 def _patient(settings: Settings) -> Patient:
     from nfknock.doctor import Patient
+    from nfknock.doctor.choice import expected
 
     if not (settings.is_chosen or settings.path.exists()):
         return Patient(path=settings.path)
     try:
-        return Patient(path=settings.path, config=load(settings.path, tolerates="anything"))
+        config = load(settings.path, tolerates="anything")
     except ConfigError as exc:
         return Patient(path=settings.path, error=str(exc))
+    return Patient(path=settings.path, config=replace(config, backend=expected(config)))
 
 
 def _print(findings: Iterable[Finding]) -> None:

@@ -46,6 +46,11 @@ class Patient:
         return self.config.backend.name if self.config else "iptables"
 
     @property
+    def writes_legacy(self) -> bool:
+        """Whether that one writes legacy x_tables."""
+        return self.backend != "nftables"
+
+    @property
     def reader(self) -> ReaderKind:
         """The configured kind of reader, else the default one."""
         return self.config.plan.reader if self.config else "nfqueue"

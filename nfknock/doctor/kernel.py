@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nfknock.backends.iptables.backend import has_ipv6
+from nfknock.backends.nftables import library
+from nfknock.backends.nftables import standing as nftables
 from nfknock.backends.xtables import binding
 from nfknock.core.plan import ReaderKind
 from nfknock.doctor.findings import Finding, Patient
@@ -63,18 +65,21 @@ def has_libraries(check: str, patient: Patient) -> Iterator[Finding]:
     if patient.reader == "nfqueue":
         needed["NetfilterQueue"] = "netfilterqueue"
     absent = [package for package, name in needed.items() if importlib.util.find_spec(name) is None]
+    writer = "python-iptables" if patient.writes_legacy else "libnftables"
     try:
-        binding.iptc()
+        (binding.iptc if patient.writes_legacy else library.load)()
     except NfknockError as exc:
         yield Finding(check, "fault", str(exc))
     if absent:
         yield Finding(check, "fault", f"not installed: {', '.join(absent)}", mend)
     else:
-        yield Finding(check, "ok", f"installed: python-iptables, {', '.join(needed)}")
+        yield Finding(check, "ok", f"installed: {writer}, {', '.join(needed)}")
 
 
-def has_legacy_tables(check: str, _patient: Patient) -> Iterator[Finding]:
-    """Say whether the kernel has the filter tables that the backend iptables writes."""
+def has_legacy_tables(check: str, patient: Patient) -> Iterator[Finding]:
+    """Say whether the kernel has the filter tables that the backends iptables and ipset write."""
+    if not patient.writes_legacy:
+        return
     for version, module in _FAMILIES.items():
         family, has_list = f"IPv{version}", Path("/proc/net", f"ip{6 if version == 6 else ''}_tables_names").exists()
         state = modules.state(module)
@@ -91,6 +96,8 @@ def has_legacy_tables(check: str, _patient: Patient) -> Iterator[Finding]:
 
 def has_extensions(check: str, patient: Patient) -> Iterator[Finding]:
     """Say whether the extensions are there that our rules are made of."""
+    if not patient.writes_legacy:
+        return
     try:
         matches = set(Path("/proc/net/ip_tables_matches").read_text().split())
         targets = set(Path("/proc/net/ip_tables_targets").read_text().split())
@@ -148,6 +155,41 @@ def has_sets(check: str, patient: Patient) -> Iterator[Finding]:
         yield Finding(check, "ok", "sets of the kernel (ipset)")
 
 
+def has_nftables(check: str, patient: Patient) -> Iterator[Finding]:
+    """Say whether the kernel has what the backend nftables writes, and how that would stand here."""
+    if patient.writes_legacy:
+        return
+    if _state("nf_tables") == "absent":
+        yield Finding(check, "fault", "this kernel has no nf_tables", "use one that has, or another backend")
+        return
+    if patient.reader == "nfqueue":
+        yield from _has_queue_expression(check)
+    if patient.config is None:
+        return
+    try:
+        stand = nftables.fitting(nftables.read(), patient.config.plan, patient.config.backend.attach)
+    except NfknockError as exc:
+        yield Finding(check, "fault", str(exc))
+        return
+    if stand.entrances:
+        text = f"what nfknock lets in passes {', '.join(stand.entrances)} by a rule of its own"
+        yield Finding(check, "ok", f"nf_tables: {text}")
+    else:
+        yield Finding(check, "ok", "nf_tables: no chain of the host's own drops what nfknock lets in; it stands alone")
+
+
+def _has_queue_expression(check: str) -> Iterator[Finding]:
+    mend = 'say kind = "nflog" under [reader]'
+    match modules.state("nft_queue"):
+        case "absent":
+            yield Finding(check, "fault", "nf_tables of this kernel cannot send packets to NFQUEUE", mend)
+        case None:
+            text = "nothing tells whether nf_tables of this kernel can send packets to NFQUEUE"
+            yield Finding(check, "warning", text, "`nfknock apply --dry-run` finds out")
+        case _:
+            yield Finding(check, "ok", "nf_tables can send packets to NFQUEUE")
+
+
 def has_others(check: str, patient: Patient) -> Iterator[Finding]:
     """Say what else there is of netfilter; nothing configured needs it."""
     states = {title: _state(module) for module, title in _OTHERS.items()}
@@ -165,8 +207,10 @@ def _state(module: str) -> modules.State | None:
     return found
 
 
-def shows_our_rules(check: str, _patient: Patient) -> Iterator[Finding]:
+def shows_our_rules(check: str, patient: Patient) -> Iterator[Finding]:
     """Say which `iptables` command this host has."""
+    if not patient.writes_legacy:
+        return
     path = shutil.which("iptables", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if path is None:
         return

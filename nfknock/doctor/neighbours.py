@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from nfknock.daemon.control import ask_daemon
 from nfknock.doctor.findings import Finding, Level, Patient
 from nfknock.errors import DaemonError
 from nfknock.host import legacy, nftread
-from nfknock.host.conflicts import all_conflicts
+from nfknock.host.conflicts import all_conflicts, legacy_conflicts
 from nfknock.host.forwards import forwards, has_docker
 from nfknock.readers import owners
 
@@ -73,24 +73,33 @@ def lets_pass(check: str, patient: Patient) -> Iterator[Finding]:
         yield Finding(check, "ok", "the host's nf_tables ruleset drops nothing that nfknock opens")
 
 
-def has_no_ufw(check: str, _patient: Patient) -> Iterator[Finding]:
+def lets_pass_in_legacy(check: str, patient: Patient) -> Iterator[Finding]:
+    """Say whether the host's legacy tables drop what nfknock opens in nf_tables."""
+    if patient.config and not patient.writes_legacy:
+        for text, mend in legacy_conflicts(patient.config.plan, patient.config.doors):
+            yield Finding(check, "fault", text, mend)
+
+
+def has_no_ufw(check: str, patient: Patient) -> Iterator[Finding]:
     """Say whether ufw guards this host too."""
     try:
         is_enabled = "ENABLED=yes" in _UFW.read_text().split()
     except OSError:
         is_enabled = False
     if is_enabled or _has_chain("ufw"):
-        yield _beside(check, "ufw", "ufw disable")
+        yield _beside(check, patient, "ufw", "ufw disable")
 
 
-def has_no_firewalld(check: str, _patient: Patient) -> Iterator[Finding]:
+def has_no_firewalld(check: str, patient: Patient) -> Iterator[Finding]:
     """Say whether firewalld guards this host too."""
     ruleset = _ruleset()
     if _FIREWALLD.exists() or (ruleset and any(table == "firewalld" for _family, table, _name in ruleset.chains)):
-        yield _beside(check, "firewalld", "systemctl disable --now firewalld")
+        yield _beside(check, patient, "firewalld", "systemctl disable --now firewalld")
 
 
-def _beside(check: str, name: str, command: str) -> Finding:
+def _beside(check: str, patient: Patient, name: str, command: str) -> Finding:
+    if not patient.writes_legacy and not _has_legacy_chain(name):
+        return Finding(check, "ok", f"{name} is active too: what nfknock opens passes it by a rule of nfknock's there")
     text = f"{name} is active too: only what both let in is open, so its open ports must stand under `allow` as well"
     return Finding(check, "warning", text, f"name them there, or run: {command}")
 
@@ -98,6 +107,15 @@ def _beside(check: str, name: str, command: str) -> Finding:
 def _has_chain(prefix: str) -> bool:
     ruleset = _ruleset()
     names = [name for _family, _table, name in ruleset.chains] if ruleset else []
+    return _are_of(prefix, names) or _has_legacy_chain(prefix)
+
+
+def _are_of(prefix: str, names: Iterable[str]) -> bool:
+    return any(name.startswith((f"{prefix}-", f"{prefix}6-")) for name in names)
+
+
+def _has_legacy_chain(prefix: str) -> bool:
+    names: list[str] = []
     versions: tuple[legacy.Version, ...] = (4, 6)
     for version in versions:
         try:
@@ -105,7 +123,7 @@ def _has_chain(prefix: str) -> bool:
         except OSError:
             continue
         names += table.names.values() if table else ()
-    return any(name.startswith((f"{prefix}-", f"{prefix}6-")) for name in names)
+    return _are_of(prefix, names)
 
 
 def _ruleset() -> nftread.Ruleset | None:

@@ -12,7 +12,7 @@ from nfknock.core.plan import BackendChoice
 from nfknock.daemon.control import ask_daemon
 from nfknock.doctor.findings import Finding, Level, Patient
 from nfknock.errors import BackendError, DaemonError, LockHeldError, NfknockError
-from nfknock.host import legacy
+from nfknock.host import legacy, nftread
 from nfknock.host.clock import is_synchronised
 
 _CHAIN = "NFKNOCK"
@@ -20,8 +20,10 @@ _VERSIONS: tuple[legacy.Version, ...] = (4, 6)
 _PUT_IN = "run: nfknock apply"
 
 
-def lock_is_usable(check: str, _patient: Patient) -> Iterator[Finding]:
+def lock_is_usable(check: str, patient: Patient) -> Iterator[Finding]:
     """Say whether the xtables lock can be had; it is tried for an instant."""
+    if not patient.writes_legacy:
+        return
     path = lock_path()
     # What an ordinary user may not do is no fault of the host's.
     level: Level = "warning" if os.geteuid() else "fault"
@@ -45,10 +47,11 @@ def lock_is_usable(check: str, _patient: Patient) -> Iterator[Finding]:
 
 def is_in_place(check: str, patient: Patient) -> Iterator[Finding]:
     """Say whether what `apply` puts in place stands."""
-    if not any(_stands(version) for version in _VERSIONS):
+    is_legacy = any(_stands(version) for version in _VERSIONS)
+    if not (is_legacy or _stands_in_nftables()):
         yield Finding(check, "warning", "the firewall is not in place: nothing is guarded", _PUT_IN)
         return
-    if not all("filter" in (legacy.tables(version) or ()) for version in _families()):
+    if is_legacy and not all("filter" in (legacy.tables(version) or ()) for version in _families()):
         yield Finding(check, "fault", "the firewall is in place for one family alone", _PUT_IN)
         return
     config = patient.config
@@ -69,6 +72,8 @@ def guards_ipv6(check: str, _patient: Patient) -> Iterator[Finding]:
     """Say whether IPv6 is a way round the guard."""
     if 6 not in _families():
         yield Finding(check, "ok", "IPv6 is off")
+    elif _stands_in_nftables():
+        yield Finding(check, "ok", "IPv6 is on, and guarded like IPv4")
     elif _stands(4) and not _stands(6):
         yield Finding(check, "fault", "IPv6 is on, and has no rules: whoever comes over IPv6 comes in", _PUT_IN)
     elif _stands(6):
@@ -103,6 +108,12 @@ def clock_is_right(check: str, _patient: Patient) -> Iterator[Finding]:
             yield Finding(check, "warning", text, mend)
         case _:
             yield Finding(check, "warning", "nothing tells whether the clock is synchronised", mend)
+
+
+def _stands_in_nftables() -> bool:
+    """Whether our table is there, which is of both families. Raises OSError."""
+    ruleset = nftread.read()
+    return ruleset is not None and any(map(nftread.is_own, ruleset.chains))
 
 
 def _families() -> tuple[legacy.Version, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernel.test_doctor import examine, levels
 from tests.kernel.test_foreign_rulesets import DROPPING, inet
 from tests.kernel.test_refusals import over_ssh
 from tests.lab import BASTION4, BASTION6, CLIENT4, CLIENT6, NFKNOCK, STRANGER4, Daemon, Lab, echo, wait_until
@@ -326,6 +327,33 @@ def test_a_host_without_the_library_is_told_which_one(lab: Lab) -> None:
         1,
         "nfknock: libnftables.so.1 is not installed; on Debian and Ubuntu: apt install libnftables1\n",
     )
+
+
+def test_doctor_says_how_it_stands(lab: Lab) -> None:
+    lab.configure(NFT)
+    found = examine(lab)
+    assert found["nf_tables"] == [
+        ("ok", "nf_tables: no chain of the host's own drops what nfknock lets in; it stands alone; ")
+    ]
+    assert found["libraries"][0][1].startswith("installed: libnftables, pyroute2")
+    assert not {"legacy", "extensions", "lock", "iptables-command"} & found.keys()
+    load(lab, HOSTS["ufw"])
+    found = examine(lab)
+    assert "what nfknock lets in passes ip filter INPUT by a rule of its own" in found["nf_tables"][0][1]
+    assert levels(found, "ufw") == ["ok"]
+    assert levels(found, "nftables") == ["ok"]
+    lab.nfknock("apply")
+    found = examine(lab, exit_code=0)
+    assert levels(found, "firewall") == levels(found, "ipv6") == ["ok"]
+    lab.bastion.run("iptables-legacy", "-A", "INPUT", "-p", "tcp", "--dport", "22", "-j", "DROP")
+    assert levels(examine(lab), "legacy-rules") == ["fault"]
+
+
+def test_doctor_takes_auto_for_what_it_would_come_to(lab: Lab) -> None:
+    lab.configure(AUTO)
+    assert "nf_tables" not in examine(lab)
+    load(lab, DROP)
+    assert "passes inet filter input" in examine(lab)["nf_tables"][0][1]
 
 
 def test_a_session_from_before_goes_on(lab: Lab) -> None:
