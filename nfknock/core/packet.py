@@ -14,10 +14,6 @@ TCP = 6
 UDP = 17
 
 _FRAGMENT = 44
-_AUTHENTICATION = 51
-# Extension headers of the common form (length in units of 8 bytes, the first 8 not counted): hop-by-hop, routing,
-# destination options, mobility, HIP, shim6. RFC 8200 section 4, IANA's list of extension header types.
-_PLAIN_EXTENSIONS = frozenset((0, 43, 60, 135, 139, 140))
 # RFC 8200 allows more in principle; no honest host sends a SYN behind this many.
 _MOST_EXTENSIONS = 8
 
@@ -91,18 +87,29 @@ def _parse_ipv6(payload: bytes) -> Packet | None:
     for _ in range(_MOST_EXTENSIONS + 1):
         if following in (TCP, UDP):
             return _transport((payload[8:24], payload[24:40]), following, payload, offset, end)
-        if offset + 8 > end:
+        if offset + 8 > end or not _may_pass(following, payload, offset):
             return None
-        if following in _PLAIN_EXTENSIONS:
-            size = payload[offset + 1] * 8 + 8
-        elif following == _AUTHENTICATION:
-            size = payload[offset + 1] * 4 + 8
-        elif following == _FRAGMENT and not (payload[offset + 2] << 8 | payload[offset + 3]) & 0xFFF8:
-            size = 8
-        else:
-            return None
+        size = 8 if following == _FRAGMENT else payload[offset + 1] * 8 + 8
         following, offset = payload[offset], offset + size
     return None
+
+
+def _may_pass(extension: int, payload: bytes, offset: int) -> bool:
+    """Whether the kernel would hand on what stands behind this extension header, as it stands.
+
+    Not what is sealed (AH, ESP: what was unsealed comes without its header), nor what goes on to another host, nor
+    hop-by-hop options behind anything else (RFC 8200 section 4.1).
+    """
+    match extension:
+        case 0:  # hop-by-hop options
+            return offset == 40
+        case 43:  # routing; behind it: kind, addresses left
+            return payload[offset + 3] == 0
+        case 44:  # fragment; of a packet in several, the first
+            return not (payload[offset + 2] << 8 | payload[offset + 3]) & 0xFFF8
+        case 60:  # options for the destination
+            return True
+    return False
 
 
 def _transport(addresses: tuple[bytes, bytes], protocol: int, payload: bytes, offset: int, end: int) -> Packet | None:

@@ -64,7 +64,6 @@ def test_link_padding_is_no_packet() -> None:
         (60, options6(TCP, 3)),
         (43, options6(60) + options6(TCP)),
         (0, options6(43) + options6(44) + bytes([TCP, 0, 0, 1, 0, 0, 0, 7])),
-        (51, bytes([TCP, 4]) + bytes(22)),
     ],
 )
 def test_ipv6_extension_headers_are_stepped_over(first: int, chain: bytes) -> None:
@@ -94,6 +93,10 @@ def test_ipv6_extension_headers_are_stepped_over(first: int, chain: bytes) -> No
         ipv6(TCP_HEADER, 44, bytes([TCP, 0, 0x05, 0xC8, 0, 0, 0, 7])),
         ipv6(TCP_HEADER, 60, options6(60) * 20 + options6(TCP)),
         ipv6(TCP_HEADER, 60, bytes([TCP, 255]) + bytes(6)),
+        ipv6(TCP_HEADER, 60, options6(0) + options6(TCP)),
+        ipv6(TCP_HEADER, 43, bytes([TCP, 0, 0, 1]) + bytes(4)),
+        ipv6(TCP_HEADER, 51, bytes([TCP, 4]) + bytes(22)),
+        ipv6(TCP_HEADER, 135, options6(TCP)),
     ],
 )
 def test_rubbish_is_none(rubbish: bytes) -> None:

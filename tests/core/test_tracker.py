@@ -178,7 +178,8 @@ def test_late_attempts_are_told_once() -> None:
 @pytest.mark.parametrize(
     "source",
     ["0.0.0.0", "0.1.2.3", "127.0.0.1", "224.0.0.1", "239.1.2.3", "255.255.255.255", "240.0.0.1",
-     "::", "::1", "ff02::1", "::ffff:192.0.2.2"],
+     "::", "::1", "ff02::1", "::ffff:192.0.2.2", "::192.0.2.2", "2002:a00:1::1", "2002:ac1f:1::1", "2002:c0a8:1::1",
+     "2002:a9fe:1::1", "2002:7f00:1::1", "2002:e000:1::1"],
 )  # fmt: skip
 def test_who_cannot_exist_opens_nothing(source: str) -> None:
     story = Story(door()).knock("7000", "8000", "9000", source=source)
@@ -188,7 +189,18 @@ def test_who_cannot_exist_opens_nothing(source: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["1.1.1.1", "10.0.0.1", "169.254.1.1", "192.0.2.2", "fe80::1", "2001:db8::2", "fd00::1"]
+    "source",
+    [
+        "1.1.1.1",
+        "10.0.0.1",
+        "169.254.1.1",
+        "192.0.2.2",
+        "fe80::1",
+        "2001:db8::2",
+        "fd00::1",
+        "2002:c000:202::1",
+        "2002:ac20:1::1",
+    ],
 )
 def test_who_can_exist_may_knock(source: str) -> None:
     assert Story(door()).knock("7000", "8000", "9000", source=source).opened == [(source, "ssh")]

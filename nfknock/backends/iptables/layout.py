@@ -127,12 +127,21 @@ def _cuts(plan: Plan) -> Iterator[Spec]:
 
 
 def _knocks(plan: Plan, family: Family) -> Iterator[Spec]:
-    # An address of the host itself cannot knock from outside, and must never be let in. The kernel knows them all.
-    own = "LOCAL,BROADCAST,MULTICAST" if family == "ipv4" else "LOCAL,MULTICAST"
+    # An address of the host itself cannot knock from outside, and must never be let in. The kernel knows them all. For
+    # IPv6 it takes several types as an address that is all of them at once (match_type6 in xt_addrtype.c), which none
+    # is; a multicast source does not get past the core.
+    own = "LOCAL,BROADCAST,MULTICAST" if family == "ipv4" else "LOCAL"
     yield Spec(
         jump="DROP",
         matches=(("addrtype", (("src-type", own),)), _comment("nobody knocks from these addresses")),
     )
+    # One packet to a whole net would knock at every host in it.
+    everybody = "BROADCAST,MULTICAST" if family == "ipv4" else "MULTICAST"
+    yield Spec(
+        jump="DROP",
+        matches=(("addrtype", (("dst-type", everybody),)), _comment("nobody knocks at these addresses")),
+    )
+    yield from _damaged()
     if plan.answer == "reject" and plan.reader == "nfqueue":
         yield from _rejections(family, ("mark", (("mark", hex(REJECT_MARK)),)))
     jump, options = (COPIES, ()) if plan.reader == "nflog" else ("NFQUEUE", (("queue-num", str(plan.queue)),))
@@ -142,6 +151,19 @@ def _knocks(plan: Plan, family: Family) -> Iterator[Spec]:
         for some in _portions(numbers):
             matches = (*_transport(protocol, None, some), _comment("knocks"))
             yield Spec(jump=jump, protocol=protocol, matches=matches, options=options)
+
+
+def _damaged() -> Iterator[Spec]:
+    """Knocks that no service would get: connection tracking has looked at their checksums.
+
+    Of TCP bare SYNs alone. Others that belong to no connection are invalid as well, and a door may ask for them with
+    its `tcpflags`. What reads copies cannot look for itself: of a packet that was made on this very machine, by a guest
+    of it, there is no checksum yet.
+    """
+    invalid: tuple[str, Options] = ("conntrack", (("ctstate", "INVALID"),))
+    bare_syn: tuple[str, Options] = ("tcp", (("syn", ""),))
+    yield Spec(jump="DROP", protocol="tcp", matches=(bare_syn, invalid, _comment("damaged knocks")))
+    yield Spec(jump="DROP", protocol="udp", matches=(invalid, _comment("damaged knocks")))
 
 
 def _copies(plan: Plan, family: Family) -> Iterator[Spec]:
