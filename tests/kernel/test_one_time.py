@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
 import random
 import signal
-import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.kernel.disk import fill, small_disk
 from tests.lab import BASTION4, BASTION6, CLIENT4, NFKNOCK, Daemon, Lab, wait_until
 
 DOOR = """
@@ -115,26 +113,8 @@ def test_two_that_are_knocked_at_once_both_open_and_are_both_used(lab: Lab) -> N
     assert [line[0] for line in path.read_text().splitlines()] == ["#", "#", " "]
 
 
-@contextlib.contextmanager
-def full_disk(directory: Path) -> Iterator[Path]:
-    """A file system of its own, which `fill` fills."""
-    directory.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k,mode=700", "none", directory], check=True)
-    try:
-        yield directory
-    finally:
-        subprocess.run(["umount", "--lazy", directory], check=True)
-
-
-def fill(path: Path) -> None:
-    """Write a file until there is no room."""
-    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while file.write(bytes(4096)):
-            pass
-
-
 def test_on_a_full_disk_nothing_opens_and_nothing_is_marked(lab: Lab) -> None:
-    with full_disk(lab.directory / "disk") as disk:
+    with small_disk(lab.directory / "disk") as disk:
         path = disk / "ssh.ots"
         path.write_text(" 1001,2002,3003\n")
         lab.serve(22)

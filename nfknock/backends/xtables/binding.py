@@ -193,6 +193,9 @@ def encode(family: Family, spec: Spec) -> Encoded:
     """Turn one rule into the kernel's bytes. Raises BackendError when libxtables does not take it."""
     try:
         return _encode(family, spec)
+    except KeyError as exc:  # what the library makes of a kernel that does not know an extension
+        reason = "this kernel lacks an extension that it needs; `nfknock doctor` says which"
+        raise BackendError(f"building the {family} rule for {spec.jump} {spec.matches}: {reason}") from exc
     except Exception as exc:  # the library's own errors have no common base, and ctypes adds its own
         raise BackendError(f"building the {family} rule for {spec.jump} {spec.matches}: {exc}") from exc
 
