@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ from nfknock.errors import NfknockError
 if TYPE_CHECKING:
     from rich.console import Console
 
+# As iptables-save has them, and as nft.
+_PORTS = re.compile(r"(dports? )(?:\{[^}]*\}|[\d,]+)")
 _HEADINGS = ("door", "source", "open", "closes", "sessions", "packets")
 _TEXT_COLUMNS = 3
 
@@ -58,7 +61,12 @@ def _firewall(backend: Backend, state: FirewallState, plan: Plan | None) -> dict
     if state.applied:
         return report
     difference = backend.apply(plan, dry_run=True).difference if plan else ()
-    return {**report, "damage": list(state.damage), "difference": list(difference)}
+    return {**report, "damage": list(state.damage), "difference": [_without_ports(line) for line in difference]}
+
+
+def _without_ports(line: str) -> str:
+    """Keep the knock ports out of a rule: what `status` says ends up in monitoring, and they are secret."""
+    return _PORTS.sub(r"\1…", line) if "nfknock: knocks" in line else line
 
 
 def _daemon() -> dict[str, Any]:

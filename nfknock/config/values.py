@@ -16,8 +16,16 @@ _Value = TypeVar("_Value")
 
 
 def ports(path: str, values: Iterable[str | int]) -> tuple[Port, ...]:
-    """Parse ports; `path` is their key."""
-    return tuple(at(f"{path}[{index}]", Port.parse, value) for index, value in enumerate(values))
+    """Parse the knocks of a sequence; `path` is its key."""
+    return tuple(at(f"{path}[{index}]", _knock, value) for index, value in enumerate(values))
+
+
+def _knock(value: str | int) -> Port:
+    try:
+        return Port.parse(value)
+    except ValueError:
+        # Without the value: a daemon that reads its file anew says this in the log, and sequences are secret.
+        raise ValueError('this is no port from 1 to 65535; write 7101, "7101/tcp" or "7101/udp"') from None
 
 
 def timeout(path: str, value: str | float, shortest: float, longest: float, *, zero: bool = False) -> float:

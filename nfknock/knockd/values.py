@@ -21,17 +21,19 @@ def sequence(setting: Setting) -> tuple[Port, ...]:
     words = [word.strip() for word in setting.value.split(",")]
     if len(words) > LONGEST_SEQUENCE:
         raise KnockdError(setting.line, f"{setting.written}: a sequence has at most {LONGEST_SEQUENCE} knocks")
-    return tuple(_knock(setting, word) for word in words)
+    return tuple(_knock(setting, number, word) for number, word in enumerate(words, 1))
 
 
-def _knock(setting: Setting, word: str) -> Port:
+def _knock(setting: Setting, number: int, word: str) -> Port:
     match = _KNOCK.fullmatch(word)
-    if match is None:
-        raise KnockdError(setting.line, f"{setting.written}: {quote(word)} is no port; write 7000 or 7000:udp")
     try:
-        return Port(int(match["number"]), "udp" if (match["protocol"] or "").lower() == "udp" else "tcp")
-    except ValueError as exc:
-        raise KnockdError(setting.line, f"{setting.written}: {exc}") from exc
+        if match is not None:
+            return Port(int(match["number"]), "udp" if (match["protocol"] or "").lower() == "udp" else "tcp")
+    except ValueError:
+        pass
+    # Without the word: a daemon that reads its file anew says this in the log, and sequences are secret.
+    mend = "is no port from 1 to 65535; write 7000 or 7000:udp"
+    raise KnockdError(setting.line, f"{setting.written}: knock {number} {mend}")
 
 
 def seconds(setting: Setting, report: Report, longest: int) -> int:

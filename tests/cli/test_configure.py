@@ -101,7 +101,8 @@ def test_check_names_file_key_and_mend(tmp_path: Path) -> None:
     path.write_text(DOOR.replace("7101", "0"))
     done = run("check", NFKNOCK_CONFIG=str(path))
     assert done.returncode == 2
-    assert done.stderr == f"nfknock: {path}: doors.ssh.sequence[0]: port 0 is out of range (1 to 65535)\n"
+    mend = 'this is no port from 1 to 65535; write 7101, "7101/tcp" or "7101/udp"'
+    assert done.stderr == f"nfknock: {path}: doors.ssh.sequence[0]: {mend}\n"
 
 
 def test_help_and_version() -> None:

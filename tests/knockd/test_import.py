@@ -71,7 +71,7 @@ def test_a_wrong_file_is_one_line_with_its_number(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert (done.stdout, done.stderr) == (
         "",
-        f"nfknock: {path}: line 2: sequence: port 70000 is out of range (1 to 65535)\n",
+        f"nfknock: {path}: line 2: sequence: knock 1 is no port from 1 to 65535; write 7000 or 7000:udp\n",
     )
 
 

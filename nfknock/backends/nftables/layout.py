@@ -168,6 +168,13 @@ def _knocks(plan: Plan) -> Iterator[Statement]:
     nobody = "nobody knocks from these addresses"
     yield _rule("meta nfproto ipv4 fib saddr type { local, broadcast, multicast } drop", nobody)
     yield _rule("meta nfproto ipv6 fib saddr type { local, multicast } drop", nobody)
+    # The backend iptables has the reasons.
+    everybody = "nobody knocks at these addresses"
+    yield _rule("meta nfproto ipv4 fib daddr type { broadcast, multicast } drop", everybody)
+    yield _rule("meta nfproto ipv6 fib daddr type multicast drop", everybody)
+    bare_syn = "meta l4proto tcp tcp flags & 0x17 == 0x2"
+    for match in (bare_syn, "meta l4proto udp"):
+        yield _rule(f"{match} ct state invalid drop", "damaged knocks")
     if plan.answer == "reject" and plan.reader == "nfqueue":
         yield from _rejections(f"meta mark {REJECT_MARK:#x} ")
     verdict = f"goto {COPIES}" if plan.reader == "nflog" else f"queue num {plan.queue}"
