@@ -17,6 +17,7 @@ NESTED = 0x8000
 
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
+_CODE = struct.Struct("=i")
 _REQUEST, _ACKNOWLEDGE, _EXCLUSIVE, _CREATE = 1, 4, 0x200, 0x400
 # asm/socket.h, linux/netlink.h: errors come without a copy of what they are about.
 _SNDBUFFORCE = 32
@@ -84,10 +85,12 @@ def _message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
 
 
 def _messages(raw: bytes) -> Iterator[bytes | None]:
-    """Yield the messages of one datagram, None for the end of all."""
+    """Yield the messages of one datagram, None for the end of all. Raises OSError."""
     at = 0
     while at + _HEADER.size <= len(raw):
         size, kind, flags, _sequence, _port = _HEADER.unpack_from(raw, at)
+        if not _HEADER.size + (_CODE.size if kind == _ERROR else 0) <= size <= len(raw) - at:
+            raise OSError(errno.EBADMSG, os.strerror(errno.EBADMSG))
         body = raw[at + _HEADER.size : at + size]
         if flags & _INTERRUPTED:
             raise InterruptedDumpError(errno.EINTR, "changed meanwhile")
@@ -95,7 +98,7 @@ def _messages(raw: bytes) -> Iterator[bytes | None]:
             yield None
             return
         if kind == _ERROR:
-            code = -int(struct.unpack_from("=i", body)[0])
+            code = -int(_CODE.unpack_from(body)[0])
             if code:
                 raise OSError(code, os.strerror(code))
             yield None

@@ -18,7 +18,7 @@ settings.register_profile(
     "nfknock",
     deadline=None,
     derandomize="CI" in os.environ and not _LONG,
-    max_examples=20_000 if _LONG else 200,
+    max_examples=int(os.environ.get("NFKNOCK_TEST_EXAMPLES") or (20_000 if _LONG else 200)),
 )
 settings.load_profile("nfknock")
 

@@ -137,11 +137,22 @@ def ask_daemon() -> dict[str, Any] | None:
             connection.settimeout(_ANSWER_TIMEOUT)
             connection.connect(address)
             with connection.makefile("rb") as stream:
-                return dict(json.loads(stream.readline(_LONGEST_ANSWER)))
+                return _read(stream.readline(_LONGEST_ANSWER))
     except (FileNotFoundError, ConnectionRefusedError):
         return None
-    except (OSError, ValueError, TypeError) as exc:
+    except (OSError, ValueError) as exc:
         raise DaemonError(f"asking the daemon at {path}: {exc}") from exc
+
+
+def _read(answer: bytes) -> dict[str, Any]:
+    """Read what a daemon said. Raises ValueError; it may be another program that has the socket."""
+    try:
+        said = json.loads(answer)
+    except RecursionError:
+        said = None
+    if not isinstance(said, dict):
+        raise ValueError("that is no answer of a daemon's")  # noqa: TRY004  (it came from outside)
+    return said
 
 
 def reload_daemon() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from nfknock.core.plan import ADMIT_MARK, OWN_TABLE
 from nfknock.host.modules import is_there
@@ -121,23 +122,40 @@ def read() -> Ruleset | None:
 
 def _read() -> Ruleset | None:
     asleep = {
-        (family, text(content[1])) for family, content in _ask(_GET_TABLE) if number(content.get(2, b"")) & _DORMANT
+        (family, text(content.get(1, b"")))
+        for family, content in _ask(_GET_TABLE)
+        if number(content.get(2, b"")) & _DORMANT
     }
-    chains = {chain.key: chain for chain in map(_chain, _ask(_GET_CHAIN)) if chain.key[:2] not in asleep}
+    chains = {chain.key: chain for chain in _each(_chain, _ask(_GET_CHAIN)) if chain.key[:2] not in asleep}
     rules: dict[Key, list[Rule]] = {}
-    for rule in map(_rule, _ask(_GET_RULE)):
+    for rule in _each(_rule, _ask(_GET_RULE)):
         rules.setdefault(rule.key, []).append(rule)
-    sets = {_key(each, 1, 2): _set(each[1]) for each in _ask(_GET_SET)}
+    sets = dict(_each(_set, _ask(_GET_SET)))
     return Ruleset(chains, rules, sets) if chains else None
 
 
 _Answer = tuple[int, dict[int, bytes]]
+_Part = TypeVar("_Part")
+
+
+def _each(parse: Callable[[_Answer], _Part], answers: Iterable[_Answer]) -> Iterator[_Part]:
+    """Parse every answer. Raises OSError where one lacks what it has to have: a ruleset that is half read is none."""
+    for answer in answers:
+        try:
+            part = parse(answer)
+        except KeyError as exc:
+            raise OSError(errno.EBADMSG, os.strerror(errno.EBADMSG)) from exc
+        yield part
 
 
 def _ask(kind: int, family: int = socket.AF_UNSPEC, question: bytes = b"") -> Iterator[_Answer]:
     body = struct.pack("=BBH", family, 0, 0) + question
-    for answer in ask(NETFILTER, _SUBSYSTEM | kind, body):
-        if answer[0] in _FAMILIES:
+    return _answers(ask(NETFILTER, _SUBSYSTEM | kind, body))
+
+
+def _answers(bodies: Iterable[bytes]) -> Iterator[_Answer]:
+    for answer in bodies:
+        if len(answer) >= _MESSAGE_SIZE and answer[0] in _FAMILIES:
             yield answer[0], dict(attributes(answer, _MESSAGE_SIZE))
 
 
@@ -183,8 +201,9 @@ def _comment(userdata: bytes) -> str:
     return ""
 
 
-def _set(content: dict[int, bytes]) -> Set:
-    return Set(flags=number(content.get(3, b"")), key_size=number(content.get(5, b"")))
+def _set(answer: _Answer) -> tuple[Key, Set]:
+    content = answer[1]
+    return _key(answer, 1, 2), Set(flags=number(content.get(3, b"")), key_size=number(content.get(5, b"")))
 
 
 def _read_elements(key: Key) -> Iterator[Element]:
@@ -218,7 +237,8 @@ def verdict(content: bytes) -> tuple[int, str] | None:
     if inner is None:
         return None
     fields = dict(attributes(inner))
-    return int.from_bytes(fields[1], signed=True), text(fields.get(2, b""))
+    code = fields.get(1)
+    return None if code is None else (int.from_bytes(code, signed=True), text(fields.get(2, b"")))
 
 
 def read_foreign() -> Ruleset | None:
