@@ -33,6 +33,7 @@ from nfknock.core.model import Family, IPNetwork
 from nfknock.errors import BackendError, MissingDependencyError
 
 VERDICTS = frozenset(("ACCEPT", "DROP", "RETURN"))
+LACKING = "this kernel lacks an extension that a rule needs; `nfknock doctor` says which"
 
 _SONAMES = {"c": "libc.so.6", "xtables": "libxtables.so.12", "ip4tc": "libip4tc.so.2", "ip6tc": "libip6tc.so.2"}
 _OLD_OPTION_SIZE = 48
@@ -194,8 +195,7 @@ def encode(family: Family, spec: Spec) -> Encoded:
     try:
         return _encode(family, spec)
     except KeyError as exc:  # what the library makes of a kernel that does not know an extension
-        reason = "this kernel lacks an extension that it needs; `nfknock doctor` says which"
-        raise BackendError(f"building the {family} rule for {spec.jump} {spec.matches}: {reason}") from exc
+        raise BackendError(f"building the {family} rule for {spec.jump} {spec.matches}: {LACKING}") from exc
     except Exception as exc:  # the library's own errors have no common base, and ctypes adds its own
         raise BackendError(f"building the {family} rule for {spec.jump} {spec.matches}: {exc}") from exc
 

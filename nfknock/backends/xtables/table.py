@@ -18,6 +18,8 @@ from nfknock.backends.xtables.entry import Entry
 from nfknock.core.model import Family
 from nfknock.errors import BackendError
 
+# How the kernel, through libiptc, says that it does not know an extension of a rule, or not in this revision.
+_LACKING = frozenset(("no chain/target/match by that name", "protocol wrong type for socket"))
 _COMMANDS = {"ipv4": "iptables", "ipv6": "ip6tables"}
 
 
@@ -227,6 +229,8 @@ class _Explained:
                 raise TableChangedError(f"{self._what}: another program changed it meanwhile") from exc
             if "too many links" in reason:
                 reason = "a rule that is not nfknock's jumps there; find it with `iptables-legacy -S`, and delete it"
+            if reason in _LACKING:
+                reason = binding.LACKING
             raise BackendError(f"{self._what}: {reason}") from exc
 
 
