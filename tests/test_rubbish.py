@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ CORPUS = Path(__file__).parent / "corpus"
 MOST_EDITS = 6
 
 
+@cache
 def originals(kind: str) -> list[bytes]:
     return [path.read_bytes() for path in sorted((CORPUS / kind).iterdir())]
 

@@ -37,6 +37,7 @@ _SECTIONS = ("firewall", "reader", "guard", "log", "doors")
 _LAST_QUEUE = 65535
 _MOST_PORTS = 1000
 _LONGEST_IGNORE_TIMEOUT = 86400.0
+_MOST_KNOCKS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +151,7 @@ def _config(path: Path, raw: dict[str, Any], notes: tuple[str, ...], tolerates: 
         answer=reader.answer,
         interfaces=tuple(at("firewall.interfaces", interface, name) for name in firewall.interfaces),
         strays=Strays(group=_stray_group(guard, reader), tcpflags=stray_flags(doors)) if guard.strays else None,
+        knocks_a_second=_knocks_a_second(guard),
     )
     return Config(
         path=path,
@@ -174,6 +176,12 @@ def _stray_group(guard: sections.Guard, reader: sections.Reader) -> int:
     if (reader.kind, reader.queue) == ("nflog", guard.group):
         raise ValueError(f"guard.group: {guard.group} is that of the knocks; a flood of strays would push them out")
     return guard.group
+
+
+def _knocks_a_second(guard: sections.Guard) -> int:
+    if not 0 <= guard.knocks_a_second <= _MOST_KNOCKS:
+        raise ValueError(f"guard.knocks_a_second: {guard.knocks_a_second} is out of range (0 to {_MOST_KNOCKS})")
+    return guard.knocks_a_second
 
 
 def _thresholds(guard: sections.Guard) -> Thresholds:

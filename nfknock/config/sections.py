@@ -52,6 +52,7 @@ class Guard(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     ports: int = 20
     within: Duration = "10s"
     ignore_timeout: Duration = "60s"
+    knocks_a_second: int = 0
 
 
 class Log(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):

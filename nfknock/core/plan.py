@@ -38,6 +38,13 @@ class Strays:
     tcpflags: tuple[TcpFlags, ...] = (BARE_SYN,)
 
 
+# Where knocks are limited by source: so many pass at once after a pause, as several people may be behind one address;
+# a pause is this long, in seconds; and so many sources of each family are kept, at some 100 bytes of kernel memory.
+KNOCKS_AT_ONCE = 64
+LIMITED_FOR = 1
+MOST_LIMITED = 1 << 18
+
+
 # In seconds, what the kernel counts at most for an entry of a set (IPSET_MAX_TIMEOUT): nearly 25 days.
 LONGEST_IN_SET = 2147483
 
@@ -66,6 +73,8 @@ class Plan:
     forwarded: tuple[Opening, ...] = ()
     cut: tuple[Opening, ...] = ()
     strays: Strays | None = None
+    knocks_a_second: int = 0
+    """How many knocks of one source reach the reader, of an IPv6 net of 64 bits; 0: all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

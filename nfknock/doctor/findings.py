@@ -60,5 +60,10 @@ class Patient:
         """Whether packets to closed ports are to be seen, as they are by default."""
         return self.config is None or self.config.plan.strays is not None
 
+    @property
+    def limits_knocks(self) -> bool:
+        """Whether the kernel is to count the knocks of each source."""
+        return self.config is not None and self.config.plan.knocks_a_second > 0
+
 
 Check = Callable[[str, Patient], Iterator[Finding]]

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from nfknock.backends.iptables import limit
 from nfknock.backends.iptables.backend import has_ipv6
 from nfknock.backends.nftables import library
 from nfknock.backends.nftables import standing as nftables
@@ -106,7 +107,8 @@ def has_extensions(check: str, patient: Patient) -> Iterator[Finding]:
     # Strays are copied, however knocks come.
     kinds: tuple[ReaderKind, ...] = (patient.reader, "nflog") if patient.watches_strays else (patient.reader,)
     readers = [_READERS[kind] for kind in dict.fromkeys(kinds)]
-    wanted = (*_MATCHES, *dict.fromkeys(name for reader in readers for name in reader.matches))
+    limits = (limit.NAME,) if patient.limits_knocks else ()
+    wanted = (*_MATCHES, *limits, *dict.fromkeys(name for reader in readers for name in reader.matches))
     handing_over = tuple(reader.target for reader in readers)
     unloaded = [name for name in wanted if name not in matches]
     unloaded += [name for name in handing_over if name not in targets]

@@ -129,6 +129,7 @@ def test_every_key(tmp_path: Path) -> None:
         (DOOR + '[reader]\nqueue = "5"', "reader.queue: expected int, got str"),
         (DOOR + "[guard]\ngroup = 65536", "guard.group: 65536 is out of range (0 to 65535)"),
         (DOOR + '[reader]\nkind = "nflog"\n[guard]\ngroup = 5', "guard.group: 5 is that of the knocks"),
+        (DOOR + "[guard]\nknocks_a_second = -1", "guard.knocks_a_second: -1 is out of range (0 to 10000)"),
         (DOOR + "[guard]\nports = 1001", "guard.ports: 1001 is out of range (0 to 1000)"),
         (DOOR + '[guard]\nwithin = "0s"', "guard.within: 0 s is out of range (0.1 s to 3600 s)"),
         (DOOR + '[guard]\nignore_timeout = 0', "guard.ignore_timeout: 0 s is out of range (1 s to 86400 s)"),

@@ -14,6 +14,8 @@ SECRETS = ("61387", "52093", "47911", "41771", "38653", "58477", "60013")
 DOORS = """
 [firewall]
 repair = false
+[guard]
+knocks_a_second = 100
 [doors.ssh]
 sequence = ["61387", "52093/udp", "47911"]
 open = ["22/tcp"]

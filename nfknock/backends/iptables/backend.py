@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nfknock.backends import Change, FirewallState, Strange, forwarding, tracking
 from nfknock.backends.ipset.kernel import Sets
-from nfknock.backends.iptables import edits, transaction
+from nfknock.backends.iptables import edits, limit, transaction
 from nfknock.backends.iptables.edits import Wanted
 from nfknock.backends.iptables.layout import ENTRANCES, FOUND, INPUT, is_own
 from nfknock.backends.iptables.rules import RuleStore
@@ -72,6 +72,8 @@ class IptablesBackend:
         return any(is_own(chain) for table in tables for chain in table.chains())
 
     def apply(self, plan: Plan, *, holes: Iterable[Hole] = (), dry_run: bool = False) -> Change:
+        if plan.knocks_a_second:
+            self._check_limit()
         wanted = {family: Wanted.of(plan, family) for family in self._tables}
         brought = tuple(holes)
 
@@ -185,6 +187,13 @@ class IptablesBackend:
 
         transaction.change(list(self._tables.values()), edit, self._store.writing)
         return [each for some in gone.values() for each in some]
+
+    def _check_limit(self) -> None:
+        if not all(binding.knows_match(family, limit.NAME, limit.REVISION) for family in self._tables):
+            raise BackendError(
+                "this kernel has no x_tables extension hashlimit, by which knocks are limited by source; "
+                "say knocks_a_second = 0 under [guard], or load xt_hashlimit"
+            )
 
     def _bleak(self) -> tuple[str, ...]:
         """Warn of what `remove` will put back, where that shuts the host off."""

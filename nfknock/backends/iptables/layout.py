@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2s
 from ipaddress import ip_network
 
+from nfknock.backends.iptables.limit import limit_by_source
 from nfknock.backends.xtables.binding import Options, Spec
 from nfknock.core.model import Family, IPNetwork, Opening, Protocol, Rule, TcpFlags, family_of
 from nfknock.core.plan import REJECT_MARK, STRAYS_A_SECOND, Plan, Strays
@@ -149,8 +150,11 @@ def _knocks(plan: Plan, family: Family) -> Iterator[Spec]:
     for protocol in protocols:
         numbers = [port.number for port in plan.knock_ports if port.protocol == protocol]
         for some in _portions(numbers):
-            matches = (*_transport(protocol, None, some), _comment("knocks"))
-            yield Spec(jump=jump, protocol=protocol, matches=matches, options=options)
+            ports = _transport(protocol, None, some)
+            if plan.knocks_a_second:
+                limit = (limit_by_source(plan.knocks_a_second, family), _comment("knocks, too many of one source"))
+                yield Spec(jump="DROP", protocol=protocol, matches=(*ports, *limit))
+            yield Spec(jump=jump, protocol=protocol, matches=(*ports, _comment("knocks")), options=options)
 
 
 def _damaged() -> Iterator[Spec]:

@@ -52,6 +52,8 @@ class NftablesBackend:
         )
         if plan.reader == "nfqueue":
             self._check_queue()
+        if plan.knocks_a_second:
+            _check_limit()
         is_due = bool(self._damage(found, plan, stand)) or found.digest != layout.digest(plan, stand)
         brought = tuple(holes)
         if dry_run:
@@ -257,6 +259,16 @@ class NftablesBackend:
             library.run("\n".join(commands))
 
 
+def _check_limit() -> None:
+    rule = f"add rule {_PROBE} c update @s {{ ip saddr limit rate over 1/second }} drop"
+    try:
+        _try(f"add set {_PROBE} s {{ type ipv4_addr; flags dynamic,timeout; }}", f"add chain {_PROBE} c", rule)
+    except BackendError as exc:
+        raise BackendError(
+            "nf_tables of this kernel cannot limit knocks by source; say knocks_a_second = 0 under [guard]"
+        ) from exc
+
+
 def _try(*commands: str) -> None:
     """Have the kernel make something, in a table that is gone in the same transaction. Raises BackendError."""
     library.run("\n".join((f"add table {_PROBE}", *commands, f"delete table {_PROBE}")))
@@ -300,6 +312,10 @@ def _script(found: Found, plan: Plan, stand: Stand) -> str:
     for name in (*hole_chains, *wanted):
         head = layout.head(name, stand)
         commands.append(f"add chain {PLACE} {name}{f' {{ {head} }}' if head else ''}")
+    if plan.knocks_a_second:
+        commands += [f"add set {PLACE} {name} {{ {head} }}" for name, head in layout.limited_sets()]
+    elif any(rule.comment.endswith(layout.TOO_MANY) for rule in found.rules(layout.KNOCKS)):
+        commands += [f"delete set {PLACE} {name}" for name, _head in layout.limited_sets()]
     commands += [_look_at(each) for each in sorted(sets, key=str) if plan.forwarded or not each.is_behind]
     for name, statements in wanted.items():
         commands += [f"add rule {PLACE} {name} {statement}" for statement in statements]

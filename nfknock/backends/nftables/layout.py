@@ -15,7 +15,17 @@ from dataclasses import dataclass
 from hashlib import blake2s
 
 from nfknock.core.model import Family, Opening, Port, Rule, family_of
-from nfknock.core.plan import ADMIT_MARK, OWN_TABLE, REJECT_MARK, STRAYS_A_SECOND, Plan, Strays
+from nfknock.core.plan import (
+    ADMIT_MARK,
+    KNOCKS_AT_ONCE,
+    LIMITED_FOR,
+    MOST_LIMITED,
+    OWN_TABLE,
+    REJECT_MARK,
+    STRAYS_A_SECOND,
+    Plan,
+    Strays,
+)
 
 TABLE = OWN_TABLE
 PLACE = f"inet {TABLE}"
@@ -27,6 +37,9 @@ COPIES, AT_ONCE = "copies", "at_once"
 FORWARD, FORWARDED, FORWARD_HOLES = "forward", "forwarded", "forward_holes"
 ENTRANCES = "entrances"
 """Nothing leads there: its rules' comments say in which of the host's chains an entrance is."""
+
+LIMITED = {"ipv4": "limited4", "ipv6": "limited6"}
+TOO_MANY = "knocks, too many of one source"
 
 ENTRANCE_COMMENT = "nfknock: what it opens"
 
@@ -179,7 +192,24 @@ def _knocks(plan: Plan) -> Iterator[Statement]:
         yield from _rejections(f"meta mark {REJECT_MARK:#x} ")
     verdict = f"goto {COPIES}" if plan.reader == "nflog" else f"queue num {plan.queue}"
     for match in _ports(plan.knock_ports):
+        if plan.knocks_a_second:
+            yield from (_rule(f"{match} {limit} counter drop", TOO_MANY) for limit in _limits(plan.knocks_a_second))
         yield _rule(f"{match} {verdict}", "knocks")
+
+
+def limited_sets() -> Iterator[tuple[str, str]]:
+    """Yield the sets in which sources are counted, each with what it is declared with."""
+    for family, name in LIMITED.items():
+        kind = f"type {family}_addr; size {MOST_LIMITED}; flags dynamic,timeout; timeout {LIMITED_FOR}s;"
+        yield name, kind
+
+
+def _limits(a_second: int) -> Iterator[str]:
+    # The backend iptables has the reasons. When a set is full nobody new is limited.
+    burst = max(a_second, KNOCKS_AT_ONCE)
+    for family, source in (("ipv4", "ip saddr"), ("ipv6", "ip6 saddr & ffff:ffff:ffff:ffff::")):
+        name = LIMITED[family]
+        yield f"update @{name} {{ {source} limit rate over {a_second}/second burst {burst} packets }}"
 
 
 def _copies(plan: Plan) -> Iterator[Statement]:

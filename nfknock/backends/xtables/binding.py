@@ -18,6 +18,8 @@ import ctypes
 import importlib
 import importlib.util
 import os
+import socket
+import struct
 import sys
 import warnings
 from collections.abc import Iterator
@@ -36,6 +38,9 @@ VERDICTS = frozenset(("ACCEPT", "DROP", "RETURN"))
 LACKING = "this kernel lacks an extension that a rule needs; `nfknock doctor` says which"
 
 _SONAMES = {"c": "libc.so.6", "xtables": "libxtables.so.12", "ip4tc": "libip4tc.so.2", "ip6tc": "libip6tc.so.2"}
+_FAMILIES = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
+# linux/netfilter_ipv4/ip_tables.h: IPT_SO_GET_REVISION_MATCH; linux/netfilter_ipv6/ip6_tables.h.
+_GET_REVISION_MATCH = {"ipv4": (socket.IPPROTO_IP, 66), "ipv6": (socket.IPPROTO_IPV6, 68)}
 _OLD_OPTION_SIZE = 48
 _NEW_OPTION_SIZE = 56
 
@@ -213,6 +218,7 @@ def _encode(family: Family, spec: Spec) -> Encoded:
     user_sizes: dict[str, int] = {}
     for name, options in spec.matches:
         match = rule.create_match(name)
+        keep = _with_own_memory(match)  # noqa: F841  (for as long as the library writes there)
         for key, value in options:
             match.set_parameter(key, value)
         # Not Rule.final_check: that redirects file descriptor 1 and parses everything again from the text.
@@ -228,6 +234,23 @@ def _encode(family: Family, spec: Spec) -> Encoded:
     entry = Entry(family, bytes(rule.rule), spec.jump)
     size = target._module.userspacesize if is_extension else None
     return Encoded(entry, comparison_mask(entry, user_sizes, size))
+
+
+def _with_own_memory(match: Any) -> Any:
+    """Give an extension the private memory that it asks for; the library has freed what it gave it. Returns it."""
+    memory = ctypes.create_string_buffer(max(1, getattr(match._module, "udata_size", 0)))
+    match._module.udata = ctypes.cast(memory, ctypes.c_void_p)
+    return memory
+
+
+def knows_match(family: Family, name: str, revision: int) -> bool:
+    """Whether this kernel has a match extension in this revision, loading its module if there is one."""
+    level, option = _GET_REVISION_MATCH[family]
+    # struct xt_get_revision
+    wanted = ctypes.create_string_buffer(struct.pack("29sB", name.encode(), revision), 30)
+    size = ctypes.c_uint(len(wanted))
+    with socket.socket(_FAMILIES[family], socket.SOCK_RAW, socket.IPPROTO_RAW) as asking:
+        return bool(ctypes.CDLL(None).getsockopt(asking.fileno(), level, option, wanted, ctypes.byref(size)) == 0)
 
 
 def _set_interface(family: Family, rule: Any, name: str) -> None:
