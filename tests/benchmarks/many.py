@@ -33,7 +33,7 @@ def main() -> None:
     """Measure and print a table."""
     options = argparse.ArgumentParser(prog="script/bench many", description="What holes cost when there are many.")
     options.add_argument("--holes", type=int, nargs="+", default=[10, 1_000, 10_000])
-    options.add_argument("--backends", nargs="+", default=["iptables", "ipset"])
+    options.add_argument("--backends", nargs="+", default=["iptables", "ipset", "nftables"])
     options.add_argument("--rounds", type=int, default=9, help="how often each is measured (default 9)")
     chosen = options.parse_args()
     say(f"{'backend':9} {'holes':>6} {'what':>8} {'ms':>9}")
@@ -63,7 +63,7 @@ def say(line: str) -> None:
 @contextmanager
 def bastion(directory: Path, name: str) -> Iterator[tuple[Lab, Backend]]:
     """Give a bastion with its firewall in place, and be there; the backend is as a daemon has it."""
-    lab = Lab(directory, Setting(backend=name))
+    lab = Lab(directory, Setting(backend=name, reader="nflog"))
     try:
         lab.configure(_DOOR)
         lab.nfknock("apply")
