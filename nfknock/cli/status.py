@@ -125,7 +125,8 @@ def _print(report: dict[str, Any]) -> None:
         console.print(f"daemon    process {daemon['pid']}: {counts}")
         _print_doors(console, daemon)
     else:
-        console.print("daemon    [red]does not run[/]: knocks are dropped; start it with `nfknock run`")
+        effect = ": knocks are dropped" if firewall["applied"] else ""
+        console.print(f"daemon    [red]does not run[/]{effect}; start it with `nfknock run`")
     if not report["holes"]:
         console.print("holes     none")
         return

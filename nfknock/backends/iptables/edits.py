@@ -190,13 +190,15 @@ def damage(table: FilterTable, wanted: Wanted | None, store: Store) -> list[str]
 
     Where another plan stands than the one that is asked about, it is nobody's damage.
     """
+    chains = set(table.chains())
+    if not any(chain.startswith(MAIN) for chain in chains):
+        return [f"{table.family}: nothing of nfknock is there"]
     jumps = _jumps(table, MAIN)
     if any(layout.read_digest(entry.comment()) != (wanted.digest if wanted else None) for entry in jumps):
         wanted = None
     found = [f"{INPUT} does not jump to {MAIN}"] if not jumps else []
     if table.policy(INPUT) != "DROP":
         found.append(f"the policy of {INPUT} is {table.policy(INPUT)}")
-    chains = set(table.chains())
     is_forwarding = bool(wanted.forwarded if wanted else chains & {FORWARDED, FORWARD_HOLES})
     if is_forwarding:
         found += _damaged_entrance(table, wanted)
