@@ -93,9 +93,8 @@ def test_a_lock_that_somebody_keeps(host: Lab, command: list[str]) -> None:
         began_at = time.monotonic()
         done = host.bastion.run(*NFKNOCK, *command, check=False)
         assert time.monotonic() - began_at > 4.9
-        began_at = time.monotonic()
-        host.nfknock("status")
-        assert time.monotonic() - began_at < 4
+        # It neither waits for the lock, which nobody frees, nor says that it could not have it.
+        assert host.nfknock("status").stderr == ""
     assert done.returncode == 1
     assert "is held by process" in done.stderr
     assert "for more than 5 s; nothing was changed" in done.stderr
