@@ -5,6 +5,7 @@ pyroute2 gives every attribute an object of its own; a host with ten thousand ru
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -65,7 +66,7 @@ def write(subsystem: int, changes: Sequence[tuple[int, bytes]]) -> None:
     raw += _message(_BATCH_END, _REQUEST, last + 1, frame)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETFILTER) as writing:
         writing.settimeout(_TIMEOUT)
-        writing.setsockopt(socket.SOL_SOCKET, _SNDBUFFORCE, 2 * len(raw) + _SENT_AT_ONCE)
+        _make_room(writing, 2 * len(raw) + _SENT_AT_ONCE)
         writing.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
         writing.bind((0, 0))
         writing.send(raw)
@@ -77,6 +78,14 @@ def write(subsystem: int, changes: Sequence[tuple[int, bytes]]) -> None:
                 # Where many changes fail, not all reasons find room. The first one did.
                 if exc.errno != errno.ENOBUFS:
                     raise
+
+
+def _make_room(writing: socket.socket, size: int) -> None:
+    """Have room for a transaction of that many bytes, as far as that is ours to have."""
+    writing.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+    with contextlib.suppress(PermissionError):
+        # Beyond net.core.wmem_max; in a user namespace that is all there is.
+        writing.setsockopt(socket.SOL_SOCKET, _SNDBUFFORCE, size)
 
 
 def _message(kind: int, flags: int, sequence: int, body: bytes) -> bytes:
