@@ -19,6 +19,8 @@ NESTED = 0x8000
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _CODE = struct.Struct("=i")
+# linux/err.h: MAX_ERRNO
+_MOST_ERRNO = 4095
 _REQUEST, _ACKNOWLEDGE, _EXCLUSIVE, _CREATE = 1, 4, 0x200, 0x400
 # asm/socket.h, linux/netlink.h: errors come without a copy of what they are about.
 _SNDBUFFORCE = 32
@@ -109,6 +111,7 @@ def _messages(raw: bytes) -> Iterator[bytes | None]:
         if kind == _ERROR:
             code = -int(_CODE.unpack_from(body)[0])
             if code:
+                code = code if 0 < code <= _MOST_ERRNO else errno.EBADMSG
                 raise OSError(code, os.strerror(code))
             yield None
             at += (size + 3) & ~3

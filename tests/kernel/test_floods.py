@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 from nfknock.core.model import Port
 from tests.core.story import SYN
 from tests.kernel import packets
-from tests.kernel.crowd import hit, say
+from tests.kernel.crowd import beside, hit, say
 from tests.lab import BASTION4, CLIENT4, Daemon, Lab, wait_until
 
 IS_LONG = "NFKNOCK_TEST_ALL" in os.environ
@@ -104,6 +107,32 @@ def test_a_flood_of_strays_pushes_out_no_knock(lab: Lab) -> None:
     assert all(line.startswith(f"{CLIENT4}: ") for line in opened)
     wait_until(lambda: "hit 20 closed ports" in "\n".join(daemon.lines), "a scanner to be noticed")
     assert json.loads(lab.nfknock("status", "--json").stdout)["daemon"]["strays_lost"] == 0
+
+
+def test_first_knocks_from_somebody_s_own_address_keep_nobody_out(lab: Lab) -> None:
+    """Attempts at one stage are as good as each other, and there are never too few of them."""
+    lab.configure(DOOR)
+    lab.nfknock("apply")
+    daemon = lab.daemon()
+
+    def knock_all_the_time(enough: Event) -> None:
+        with lab.client.here():
+            sender, template = packets.Sender(BASTION4), packets.Template(BASTION4)
+        address = int.from_bytes(socket.inet_aton(CLIENT4), "big")
+        for number in count():
+            template.write(sender.buffer, 0, address, SEQUENCE[0].number, number)
+            sender.send(1)
+            if enough.wait(0.001):
+                break
+        sender.close()
+
+    with beside(knock_all_the_time):
+        wait_until(lambda: knocks(lab) > 100, "the flood")
+        assert gets_in(lab, daemon, CLIENT4)
+
+
+def knocks(lab: Lab) -> int:
+    return int(json.loads(lab.nfknock("status", "--json").stdout)["daemon"]["knocks"])
 
 
 def test_a_flood_from_somebody_s_own_address_keeps_only_that_one_out(lab: Lab) -> None:

@@ -168,6 +168,7 @@ def test_a_kernel_without_a_match_that_a_rule_needs(lab: Lab, monkeypatch: pytes
     assert "NFKNOCK" not in lab.rules()
 
 
+@only_for("iptables")
 def test_the_table_cannot_be_written_any_more(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """The knock that would open it is said to have failed, and the daemon goes on."""
     monkeypatch.chdir(Path(__file__).parents[2])
