@@ -97,6 +97,8 @@ def _flood(lab: Lab, lines: Lines, ports: str, clients: list[str], how: tuple[in
     rate, seconds = how
     command = [sys.executable, "-m", "tests.kernel.packets", BASTION4, str(rate), str(seconds), ports]
     sender = lab.client.start(*command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    assert sender.stdout is not None
+    sender.stdout.readline()  # it is ready
     time.sleep(seconds / 10)
     knocked: dict[str, float] = {}
     inside: set[str] = set()

@@ -2,7 +2,8 @@
 
     python -m tests.kernel.packets DESTINATION RATE SECONDS PORT[,PORT...]
 
-sends so many bare SYNs a second, each from a random address, to these ports in turn; port 0 is any. It prints how many.
+sends so many bare SYNs a second, each from a random address, to these ports in turn; port 0 is any. As it takes longer
+to make than to send them, they are made first; it prints `ready` then, and in the end how many were sent.
 """
 
 from __future__ import annotations
@@ -113,26 +114,43 @@ class Template:
         )  # fmt: skip
 
 
-def flood(destination: str, rate: int, seconds: float, ports: Iterator[int]) -> int:
-    """Send so many SYNs a second, each from a random address; return how many were sent."""
-    sender, template, chance = Sender(destination), Template(destination), random.Random()
+def prepare(destination: str, count: int, ports: Iterator[int]) -> bytearray:
+    """Return so many SYNs, each from a random address."""
+    template, chance = Template(destination), random.Random()
+    made = bytearray(count * _SYN_SIZE)
+    for at in range(count):
+        # 1.0.0.0 to 126.255.255.255 and 128.0.0.0 to 191.255.255.255: a host may have any of them.
+        number = chance.getrandbits(32)
+        source = number % 0x3F000000 + (0x01000000, 0x80000000)[number >> 31]
+        template.write(made, at, source, next(ports) or number % 65535 + 1, number)
+    return made
+
+
+def flood(destination: str, rate: int, seconds: float, made: bytearray) -> int:
+    """Send packets of `prepare`, so many a second; return how many were sent."""
+    sender = Sender(destination)
     at_once = min(_AT_ONCE, max(1, rate // 1000))
     began_at, sent = time.monotonic(), 0
-    while (passed := time.monotonic() - began_at) < seconds:
+    while (passed := time.monotonic() - began_at) < seconds and sent < len(made) // _SYN_SIZE:
         if sent > passed * rate:
             time.sleep((sent - passed * rate) / rate)
-        for at in range(at_once):
-            # 1.0.0.0 to 126.255.255.255 and 128.0.0.0 to 191.255.255.255: a host may have any of them.
-            number = chance.getrandbits(32)
-            source = number % 0x3F000000 + (0x01000000, 0x80000000)[number >> 31]
-            template.write(sender.buffer, at, source, next(ports) or number % 65535 + 1, number)
-        sender.send(at_once)
-        sent += at_once
+        some = made[sent * _SYN_SIZE : (sent + at_once) * _SYN_SIZE]
+        sender.buffer[: len(some)] = some
+        sender.send(len(some) // _SYN_SIZE)
+        sent += len(some) // _SYN_SIZE
     sender.close()
     return sent
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Make all packets, say that they are there, and send them."""
     where, how_many, how_long, which = sys.argv[1:]
-    count = flood(where, int(how_many), float(how_long), cycle(map(int, which.split(","))))
-    sys.stdout.write(f"{count}\n")
+    rate, seconds = int(how_many), float(how_long)
+    made = prepare(where, int(rate * seconds), cycle(map(int, which.split(","))))
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    sys.stdout.write(f"{flood(where, rate, seconds, made)}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -41,7 +41,9 @@ SHAPES = {"the first knock": "7101", "every knock": "7101,8203,9307", "any port"
 def flood(lab: Lab, ports: str, seconds: float = SECONDS) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "tests.kernel.packets", BASTION4, str(RATE), str(seconds), ports]
     sender = lab.client.start(*command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    assert sender.stdout is not None
     try:
+        assert sender.stdout.readline() == "ready\n"
         yield sender
         sent, _ = sender.communicate(timeout=seconds + 60)
         say(f"{int(sent) / seconds:.0f} packets a second to {ports}")
@@ -76,8 +78,8 @@ def test_who_knows_the_sequence_gets_in_through_a_flood(lab: Lab, shape: str) ->
     clients = [f"192.0.2.{20 + number}" for number in range(CLIENTS)]
     for client in clients:
         lab.client.run("ip", "addr", "add", f"{client}/24", "dev", "c0")
-    began_at = time.monotonic()
     with flood(lab, SHAPES[shape]):
+        began_at = time.monotonic()
         time.sleep(SECONDS / 5)  # the flood is to be there first
         inside = sum(gets_in(lab, daemon, client) for client in clients)
     passed = time.monotonic() - began_at
