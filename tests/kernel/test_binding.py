@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from nfknock.backends.iptables.limit import limit_by_source
 from nfknock.backends.xtables import binding
 from nfknock.backends.xtables.binding import Spec, encode, iptc
 from nfknock.backends.xtables.lock import lock_path, xtables_lock
@@ -219,3 +220,14 @@ def test_a_lock_that_cannot_be_made_is_an_error(namespace: None, monkeypatch: py
     monkeypatch.setenv("XTABLES_LOCKFILE", "/nonexistent/lock")
     with pytest.raises(BackendError, match="opening the xtables lock /nonexistent/lock: no such file"), xtables_lock():
         raise AssertionError("never in here")
+
+
+def test_an_extension_keeps_the_memory_that_it_asks_for(table: FilterTable) -> None:
+    """hashlimit works out its rate there while its options are read, and the library has freed it by then."""
+    for number in range(1, 200):
+        encoded = encode(table.family, Spec(jump="DROP", matches=(limit_by_source(number, table.family),)))
+    table.append("INPUT", encoded.entry)
+    table.commit()
+    [rule] = saved(table.family)
+    assert "--hashlimit-above 199/sec --hashlimit-burst 199 --hashlimit-mode srcip" in rule
+    assert table.holds("INPUT", [encoded])
