@@ -103,7 +103,11 @@ def test_it_survives_the_terminal(host: Lab) -> None:
     before = host.rules()
     master, slave = pty.openpty()
     process = host.bastion.start(
-        "setsid", "--ctty", *NFKNOCK, "apply", "--confirm", "8", stdin=slave, stdout=slave, stderr=slave
+        *("setsid", "--ctty", "env", "--default-signal=HUP"),  # which nohup, say, would have ignored
+        *(*NFKNOCK, "apply", "--confirm", "8"),
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
     )
     os.close(slave)
     read_until(master, "applied; taken back in ")
