@@ -143,7 +143,18 @@ def _others(choice: BackendChoice) -> list[Backend]:
     """Return every backend but the chosen one that can work here, and so may be standing."""
     made = []
     for name in NAMES:
-        if name != choice.name:
+        if name != choice.name and (name == "nftables" or _has_legacy_filter()):
             with contextlib.suppress(NfknockError):
                 made.append(_make(replace(choice, name=name)))
     return made
+
+
+def _has_legacy_filter() -> bool:
+    """Whether there is a legacy filter table; to look into it with python-iptables would make one."""
+    from nfknock.host import legacy
+
+    versions: tuple[legacy.Version, ...] = (4, 6)
+    try:
+        return any("filter" in (legacy.tables(version) or ()) for version in versions)
+    except OSError:
+        return True

@@ -11,7 +11,6 @@ import click
 
 from nfknock.backends import Backend
 from nfknock.backends.nftables import standing
-from nfknock.backends.nftables.layout import PRIORITY
 from nfknock.config import Config
 from nfknock.core.model import Family, Opening, Port, family_of
 from nfknock.core.reach import Visitor, way_in
@@ -92,32 +91,32 @@ def _would_be_shut(config: Config, session: ssh.Session, backend: Backend) -> bo
         interface=session.interface or entrances(())[0][0],
         source=network_of(session.source),
     )
+    # Who is in a set is known to the backend alone.
+    is_let_in = any(
+        hole.source == session.source and Opening(probe.port) in hole.opens and not hole.is_expired(time.time())
+        for hole in backend.holes()
+    )
     if config.backend.name == "nftables":
-        return _would_be_shut_by_nftables(config, probe)
+        return _would_be_shut_by_nftables(config, probe, is_let_in=is_let_in)
     try:
         table = legacy.read("filter", version)
     except OSError:
         return True  # unsure: then nobody is locked out
     if table is None:
         return True
-    # Who is in a set is known to the backend alone.
-    is_let_in = any(
-        hole.source == session.source and Opening(probe.port) in hole.opens and not hole.is_expired(time.time())
-        for hole in backend.holes()
-    )
     if not is_let_in and table.emptied(_HOLES).ends(probe) == {"drop"}:
         return False
     return table.ends(probe, without=legacy.OWN_CHAINS[:1], policy="drop") != {"accept"}
 
 
-def _would_be_shut_by_nftables(config: Config, probe: Probe) -> bool:
+def _would_be_shut_by_nftables(config: Config, probe: Probe, *, is_let_in: bool) -> bool:
     """Whether nobody shuts the port yet, and we would: where the host's own chain has the last word, that decides."""
     family: Family = "ipv4" if probe.version == 4 else "ipv6"
     try:
         found = standing.read()
         if family not in standing.fitting(found, config.plan, config.backend.attach).shut:
             return False
-        return all(each.fate != "drops" for each in judge(found.ruleset, probe))
+        return is_let_in or all(each.fate != "drops" for each in judge(found.ruleset, probe))
     except (BackendError, OSError):
         return True  # unsure: then nobody is locked out
 
@@ -137,9 +136,12 @@ def _is_dropped(config: Config) -> Iterator[Reason]:
 def _is_dropped_by_nftables(config: Config) -> Iterator[Reason]:
     try:
         ruleset = nftread.read_foreign()
+        stand = None
+        if config.backend.name == "nftables":
+            stand = standing.fitting(standing.read(), config.plan, config.backend.attach)
         for conflict in all_conflicts(ruleset, config.plan, config.doors) if ruleset else ():
-            if config.backend.name == "nftables" and conflict.chain.priority > PRIORITY:
-                continue  # it gets an entrance there, or is behind us
+            if stand and standing.gets_by(conflict, stand):
+                continue
             yield Reason(conflict.text, conflict.mend, conflict.fate == "drops")
     except OSError as exc:
         why = (exc.strerror or str(exc)).lower()

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from nfknock.backends.nftables.layout import PRIORITY
+from nfknock.backends.nftables import standing
 from nfknock.core.plan import ReaderKind
 from nfknock.daemon.control import ask_daemon
 from nfknock.doctor.findings import Finding, Level, Patient
@@ -64,8 +64,8 @@ def lets_pass(check: str, patient: Patient) -> Iterator[Finding]:
         return
     found = list(all_conflicts(ruleset, patient.config.plan, patient.config.doors))
     if patient.config.backend.name == "nftables":
-        # Where we come first there is an entrance, or will be.
-        found = [conflict for conflict in found if conflict.chain.priority <= PRIORITY]
+        stand = standing.fitting(standing.read(), patient.config.plan, patient.config.backend.attach)
+        found = [conflict for conflict in found if not standing.gets_by(conflict, stand)]
     for conflict in found:
         level: Level = "fault" if conflict.fate == "drops" else "warning"
         yield Finding(check, level, conflict.text, conflict.mend)

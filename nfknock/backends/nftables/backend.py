@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -34,6 +35,8 @@ class NftablesBackend:
         """What the holes of each door were seen to open: where one is looked for without reading whole sets."""
 
     def probe(self) -> list[str]:
+        # Who may not even read is told so by us: the library tells the terminal.
+        standing.read()
         name = Name("probe", 4, is_behind=False)
         _try(f"add set {_PROBE} s {{ type {name.type}; flags timeout; counter; }}")
         return []
@@ -54,7 +57,7 @@ class NftablesBackend:
             self._check_queue()
         if plan.knocks_a_second:
             _check_limit()
-        is_due = bool(self._damage(found, plan, stand)) or found.digest != layout.digest(plan, stand)
+        is_due = bool(standing.damage(found, plan)) or found.digest != layout.digest(plan, stand)
         brought = tuple(holes)
         if dry_run:
             difference = _difference(found, plan, stand) if is_due else ()
@@ -151,7 +154,7 @@ class NftablesBackend:
     def state(self, plan: Plan | None = None) -> FirewallState:
         found = standing.read()
         stand = standing.standing(found)
-        damage = self._damage(found, plan)
+        damage = standing.damage(found, plan)
         if plan and not damage:
             damage = [f"{place} drops what is let in" for place in standing.shut_out(found, plan)]
         return FirewallState(policy=dict(standing.policies(found, stand)), damage=tuple(damage))
@@ -200,13 +203,6 @@ class NftablesBackend:
             Strange(hole=hole, reason=reason) for reason, parts in strange.items() for hole in elements.joined(parts)
         ]
 
-    def _damage(self, found: Found, plan: Plan | None, stand: Stand | None = None) -> list[str]:
-        if plan is None:
-            return standing.damage(found, None, "", ())
-        stand = stand or standing.standing(found)
-        digest = layout.digest(plan, stand)
-        return standing.damage(found, layout.chains(plan, stand), digest, layout.hole_chains(plan))
-
     def _check_queue(self) -> None:
         try:
             _try(f"add chain {_PROBE} c", f"add rule {_PROBE} c queue num 0")
@@ -217,7 +213,7 @@ class NftablesBackend:
 
     def _check_guarded(self, behind: set[Opening]) -> None:
         found = standing.read()
-        if standing.damage(found, None, "", ()):
+        if standing.damage(found, None):
             raise BackendError(_NOT_IN_PLACE)
         if behind:
             guarded = {rule.comment for rule in found.rules(layout.FORWARDED)}
@@ -308,7 +304,7 @@ def _script(found: Found, plan: Plan, stand: Stand) -> str:
     commands += [f"flush chain {PLACE} {name}" for name in there if name not in (HOLES, FORWARD_HOLES)]
     commands += [f"flush chain {PLACE} {name}" for name in (HOLES, FORWARD_HOLES) if name in there]
     commands += [f"delete set {PLACE} {name}" for name in sets if name.is_behind and not plan.forwarded]
-    commands += [f"delete chain {PLACE} {name}" for name in there if name not in kept]
+    commands += [f"delete chain {PLACE} {name}" for name in there if name not in kept or found.has_lost_hook(name)]
     for name in (*hole_chains, *wanted):
         head = layout.head(name, stand)
         commands.append(f"add chain {PLACE} {name}{f' {{ {head} }}' if head else ''}")
@@ -340,8 +336,21 @@ def _difference(found: Found, plan: Plan, stand: Stand) -> tuple[str, ...]:
     before = library.run(f"list table {PLACE}").splitlines() if found.is_there else []
     before = [" ".join(line.split()) for line in before if 'comment "' in line]
     after = [str(statement) for statements in layout.chains(plan, stand).values() for statement in statements]
-    lines = [line for line in difflib.ndiff(before, after) if line[0] in "+-"]
-    policy = "drop" if len(stand.shut) == 2 else "accept"
+    old, new = map(_comparable, before), map(_comparable, after)
+    lines: list[str] = []
+    for what, *where in difflib.SequenceMatcher(a=list(old), b=list(new), autojunk=False).get_opcodes():
+        if what != "equal":
+            lines += [f"- {line}" for line in before[where[0] : where[1]]]
+            lines += [f"+ {line}" for line in after[where[2] : where[3]]]
+    policies = ("accept", "drop")
+    policy, base = policies[len(stand.shut) == 2], found.chain(layout.INPUT)
     head = f"# table {PLACE}, policy {policy}"
+    if base and policies[base.drops] != policy:
+        lines[:0] = [f"- {layout.INPUT}: policy {policies[base.drops]}", f"+ {layout.INPUT}: policy {policy}"]
     gates = [f"+ {layout.entrance(place)}" for place in stand.entrances if not found.entrances_in(place)]
     return (head, *lines, *gates)
+
+
+def _comparable(line: str) -> str:
+    """Return a rule without what one version of nft lists in other words than the next."""
+    return re.sub(r"(?:meta l4proto tcp )?tcp flags .*? (?=limit |ct )", "", line)

@@ -15,6 +15,7 @@ from ipaddress import ip_address
 
 from nfknock import netlink
 from nfknock.backends.labels import label_of, read_label
+from nfknock.backends.nftables import library
 from nfknock.backends.nftables.layout import TABLE
 from nfknock.core.model import PROTOCOL_NUMBERS, Family, Hole, IPAddress, Opening, Port, Protocol
 from nfknock.errors import BackendError
@@ -160,7 +161,7 @@ def write(gone: Iterable[Hole], new: Iterable[Hole], now: float) -> None:
     except OSError as exc:
         if exc.errno == errno.ENFILE:
             raise BackendError("a set of holes is full; raise `set_size` under [firewall], or close some") from exc
-        raise BackendError(f"writing holes by nf_tables: {(exc.strerror or str(exc)).lower()}") from exc
+        raise BackendError(f"writing holes by nf_tables: {library.reason(exc)}") from exc
 
 
 def _timeout(hole: Hole, now: float) -> bytes:
@@ -229,4 +230,4 @@ def _ask(kind: int, question: bytes, flags: int = netlink.DUMP) -> Iterator[byte
         if not flags & netlink.DUMP:
             raise
     except OSError as exc:
-        raise BackendError(f"reading holes of nf_tables: {(exc.strerror or str(exc)).lower()}") from exc
+        raise BackendError(f"reading holes of nf_tables: {library.reason(exc)}") from exc

@@ -41,12 +41,31 @@ ENTRANCES = "entrances"
 LIMITED = {"ipv4": "limited4", "ipv6": "limited6"}
 TOO_MANY = "knocks, too many of one source"
 
+HOOKS = {INPUT: "input", FORWARD: "forward"}
+"""Our base chains; nothing leads into the others but jumps."""
+JUMPS = {
+    HOLES: "nfknock: holes",
+    KNOCKS: "nfknock: knocks",
+    FORWARDED: "nfknock: forwarded services",
+    FORWARD_HOLES: "nfknock: forwarded holes",
+}
+"""The comments of the jumps to chains."""
+
 ENTRANCE_COMMENT = "nfknock: what it opens"
 
 _FAMILIES: tuple[Family, ...] = ("ipv4", "ipv6")
 _ADDRESS: dict[Family, str] = {"ipv4": "ip", "ipv6": "ip6"}
 _ICMP: dict[Family, str] = {"ipv4": "icmp", "ipv6": "ipv6-icmp"}
+_ICMP_TYPES: dict[Family, dict[int, str]] = {
+    "ipv4": {0: "echo-reply", 3: "destination-unreachable", 8: "echo-request", 11: "time-exceeded"}
+    | {12: "parameter-problem"},
+    "ipv6": {1: "destination-unreachable", 2: "packet-too-big", 3: "time-exceeded", 4: "parameter-problem"}
+    | {128: "echo-request", 129: "echo-reply", 130: "mld-listener-query", 131: "mld-listener-report"}
+    | {132: "mld-listener-done", 133: "nd-router-solicit", 134: "nd-router-advert", 135: "nd-neighbor-solicit"}
+    | {136: "nd-neighbor-advert", 137: "nd-redirect", 143: "mld2-listener-report"},
+}
 _JUMP_COMMENT = re.compile(r"nfknock: holes and knocks \(plan (?P<digest>[0-9a-f]{8})\)")
+_PASSES = "passes "
 _LONGEST_COMMENT = 127
 # As the backend iptables does it (docs/design/0012-nflog.md).
 _COPIES_AT_ONCE = "limit rate 1000/second burst 100 packets"
@@ -90,12 +109,12 @@ def _behind(plan: Plan, stand: Stand) -> Chains:
         MAIN: list(_main(plan, stand)),
         KNOCKS: list(_knocks(plan)),
         ADMIT: list(_admit(stand)),
-        ENTRANCES: [Statement("continue", _fit(entrance)) for entrance in stand.entrances],
+        ENTRANCES: [_rule("continue", f"{_PASSES}{entrance}") for entrance in stand.entrances],
     }
     if plan.reader == "nflog":
         own |= {COPIES: list(_copies(plan)), AT_ONCE: list(_copies_at_once(plan))}
     if plan.forwarded:
-        own |= {FORWARD: [_rule(f"jump {FORWARDED}", "forwarded services")], FORWARDED: list(_forwarded(plan))}
+        own |= {FORWARD: [Statement(f"jump {FORWARDED}", JUMPS[FORWARDED])], FORWARDED: list(_forwarded(plan))}
     return own
 
 
@@ -113,6 +132,11 @@ def read_digest(comment: str) -> str:
     """Return what the comment of the base chain's jump says of the plan, "" if it says nothing."""
     match = _JUMP_COMMENT.fullmatch(comment)
     return match["digest"] if match else ""
+
+
+def read_entrance(comment: str) -> str:
+    """Return the chain of the host's that a rule of ENTRANCES says there is an entrance in."""
+    return comment.partition(_PASSES)[2]
 
 
 def head(chain: str, stand: Stand) -> str:
@@ -146,9 +170,9 @@ def _main(plan: Plan, stand: Stand) -> Iterator[Statement]:
         for family in _FAMILIES:
             if rule.concerns(family):
                 yield _of(rule, family, f"goto {ADMIT}" if rule.verdict == "accept" else rule.verdict)
-    for chain, what in ((HOLES, "holes"), (KNOCKS, "knocks")):
+    for chain in (HOLES, KNOCKS):
         for interface in plan.interfaces or ("",):
-            yield _rule(f"{_on(interface)}jump {chain}", what)
+            yield Statement(f"{_on(interface)}jump {chain}", JUMPS[chain])
     if plan.strays:
         yield from _strays(plan.strays, plan.interfaces, stand)
 
@@ -157,7 +181,7 @@ def _strays(strays: Strays, interfaces: Iterable[str], stand: Stand) -> Iterator
     # Where the host's chain has the last word, nobody here knows whether a port is closed.
     limit = f"limit rate {STRAYS_A_SECOND}/second burst {STRAYS_A_SECOND} packets"
     flags = [f"tcp flags & {each.mask:#x} == {each.value:#x}" if each.mask else "" for each in strays.tcpflags]
-    kinds = [*(f"meta l4proto tcp {each}".strip() for each in flags), "meta l4proto udp"]
+    kinds = [*(each or "meta l4proto tcp" for each in flags), "meta l4proto udp"]
     for family in (each for each in _FAMILIES if each in stand.shut):
         for interface in tuple(interfaces) or ("",):
             for kind in kinds:
@@ -232,7 +256,7 @@ def _answers(plan: Plan) -> Iterator[Statement]:
 
 def _rejections(match: str) -> Iterator[Statement]:
     yield _rule(f"{match}meta l4proto tcp reject with tcp reset", "answers to knocks")
-    yield _rule(f"{match}reject with icmpx port-unreachable", "answers to knocks")
+    yield _rule(f"{match}reject", "answers to knocks")
 
 
 def _forwarded(plan: Plan) -> Iterator[Statement]:
@@ -251,7 +275,7 @@ def _forwarded(plan: Plan) -> Iterator[Statement]:
         yield _rule(f"{errors} goto {ADMIT}", "errors about forwarded sessions")
     for interface in plan.interfaces or ("",):
         for opening in plan.forwarded:
-            yield _rule(f"{_on(interface)}{_towards(opening)} jump {FORWARD_HOLES}", "forwarded holes")
+            yield Statement(f"{_on(interface)}{_towards(opening)} jump {FORWARD_HOLES}", JUMPS[FORWARD_HOLES])
     for interface in plan.interfaces or ("",):
         for opening in plan.forwarded:
             yield Statement(f"{_on(interface)}{_towards(opening)} drop", guard_comment(opening))
@@ -277,14 +301,17 @@ def _towards(opening: Opening) -> str:
 
 
 def _of(rule: Rule, family: Family, verdict: str) -> Statement:
-    both = rule.concerns("ipv4") and rule.concerns("ipv6")
-    words = [f"meta nfproto {family}"] if both or rule.source is None else []
+    # As nft lists it, so that a dry run shows what is different and nothing else.
+    is_told_by_more = rule.icmp_type is not None or rule.source is not None
+    words = [] if is_told_by_more else [f"meta nfproto {family}"]
     if rule.interface:
         words.append(_on(rule.interface).strip())
     if rule.source is not None:
-        words.append(f"{_ADDRESS[family]} saddr {rule.source}")
+        source = rule.source.network_address if rule.source.num_addresses == 1 else rule.source
+        words.append(f"{_ADDRESS[family]} saddr {source}")
     if rule.icmp_type is not None:
-        words.append(f"{'icmp' if family == 'ipv4' else 'icmpv6'} type {rule.icmp_type}")
+        name = _ICMP_TYPES[family].get(rule.icmp_type, rule.icmp_type)
+        words.append(f"{'icmp' if family == 'ipv4' else 'icmpv6'} type {name}")
     elif rule.source_port is not None or rule.ports:
         words += [f"{rule.protocol} sport {rule.source_port}"] if rule.source_port is not None else []
         words += [f"{rule.protocol} dport {_set(rule.ports)}"] if rule.ports else []
@@ -306,7 +333,8 @@ def _ports(ports: Iterable[Port]) -> Iterator[str]:
 
 
 def _set(numbers: Iterable[int]) -> str:
-    return f"{{ {', '.join(map(str, numbers))} }}"
+    written = ", ".join(map(str, numbers))
+    return f"{{ {written} }}" if "," in written else written
 
 
 def _on(interface: str) -> str:

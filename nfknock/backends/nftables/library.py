@@ -57,6 +57,13 @@ def run(commands: str) -> str:
         library.nft_ctx_free(context)
 
 
+def reason(exc: OSError) -> str:
+    """Return why the kernel refused something, as the end of an error's line."""
+    if isinstance(exc, PermissionError):
+        return "permission denied; run this as root"
+    return (exc.strerror or str(exc)).lower()
+
+
 def _reason(said: str) -> str:
     """Return the first error in one line, with what it is about; not with the rule, where knock ports stand."""
     lines = said.splitlines() or ["no reason is known"]

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
 
-from nfknock.backends.nftables import elements, layout
-from nfknock.backends.nftables.layout import ENTRANCES, INPUT, MAIN, PLACE, TABLE, Stand
+from nfknock.backends.nftables import elements, layout, library
+from nfknock.backends.nftables.layout import (
+    ENTRANCES,
+    FORWARD,
+    FORWARD_HOLES,
+    FORWARDED,
+    HOLES,
+    INPUT,
+    KNOCKS,
+    MAIN,
+    PLACE,
+    TABLE,
+    Stand,
+)
 from nfknock.core.model import Family
 from nfknock.core.plan import Plan
 from nfknock.errors import BackendError
 from nfknock.host import nftread
-from nfknock.host.conflicts import Opened, conflicts, opened_by
+from nfknock.host.conflicts import Conflict, Opened, conflicts, opened_by
 from nfknock.host.nftread import Chain, Key, Rule, Ruleset
 
 _INET = 1
@@ -41,6 +54,11 @@ class Found:
         """Return the rules of a chain of ours."""
         return self.ruleset.rules.get((_INET, TABLE, name), [])
 
+    def has_lost_hook(self, name: str) -> bool:
+        """Whether a base chain of ours is there, but as one that no packet comes to by itself."""
+        chain = self.chain(name)
+        return chain is not None and chain.hook != layout.HOOKS.get(name)
+
     @property
     def chains(self) -> list[str]:
         """The names of our chains."""
@@ -54,7 +72,7 @@ class Found:
     @property
     def entrances(self) -> tuple[str, ...]:
         """In which of the host's chains an entrance was put."""
-        return tuple(rule.comment for rule in self.rules(ENTRANCES))
+        return tuple(layout.read_entrance(rule.comment) for rule in self.rules(ENTRANCES))
 
     def entrances_in(self, place: str) -> list[tuple[int, Rule]]:
         """Return our rules in a chain of the host's, each with its position."""
@@ -75,7 +93,7 @@ def read() -> Found:
     try:
         return Found(nftread.read() or Ruleset({}, {}, {}))
     except OSError as exc:
-        raise BackendError(f"reading the nf_tables ruleset: {(exc.strerror or str(exc)).lower()}") from exc
+        raise BackendError(f"reading the nf_tables ruleset: {library.reason(exc)}") from exc
 
 
 def fitting(found: Found, plan: Plan, attach: str) -> Stand:
@@ -83,9 +101,9 @@ def fitting(found: Found, plan: Plan, attach: str) -> Stand:
     foreign = nftread.foreign(found.ruleset)
     try:
         entrances = dict.fromkeys((*_asked_for(foreign, attach), *_needed(foreign, plan)))
-        guarded = frozenset(_guarded(foreign, plan, entrances))
+        guarded = {family for place, family in _last_words(foreign, plan) if place in entrances}
     except OSError as exc:
-        raise BackendError(f"reading the nf_tables ruleset: {(exc.strerror or str(exc)).lower()}") from exc
+        raise BackendError(f"reading the nf_tables ruleset: {library.reason(exc)}") from exc
     return Stand(entrances=tuple(sorted(entrances)), shut=frozenset(_FAMILIES.values()) - guarded)
 
 
@@ -104,17 +122,23 @@ def _asked_for(foreign: Ruleset, attach: str) -> Iterator[str]:
 
 
 def _needed(foreign: Ruleset, plan: Plan) -> Iterator[str]:
-    """Yield the host's chains that would drop what we let in."""
+    """Yield the host's chains that would drop what we let in.
+
+    One that has the last word lets in what it knows, and may not know ours. Another one that may drop it, as one with
+    bans or limits does, is left to do so.
+    """
     opened = [Opened(port=port, by="a door", interfaces=plan.interfaces) for port in plan.opens]
+    last_words = {place for place, _family in _last_words(foreign, plan)}
     for conflict in conflicts(foreign, (*opened, *opened_by(plan, ()))):
-        if conflict.fate == "drops" and conflict.chain.priority > layout.PRIORITY:
+        is_needed = conflict.fate == "drops" or str(conflict.chain) in last_words
+        if is_needed and conflict.chain.priority > layout.PRIORITY:
             yield str(conflict.chain)
     if plan.forwarded:
         yield from (str(each) for each in foreign.chains.values() if each.hook == "forward" and each.drops)
 
 
-def _guarded(foreign: Ruleset, plan: Plan, entrances: Iterable[str]) -> Iterator[Family]:
-    """Yield the families for which one of these chains of the host's drops whatever it does not let in itself.
+def _last_words(foreign: Ruleset, plan: Plan) -> Iterator[tuple[str, Family]]:
+    """Yield the host's chains that drop whatever they do not let in themselves, with each family that they do it to.
 
     By its policy or, like firewalld's, by its last rule: then it drops the knocks too, which nobody has a rule about.
     """
@@ -123,12 +147,18 @@ def _guarded(foreign: Ruleset, plan: Plan, entrances: Iterable[str]) -> Iterator
     for conflict in conflicts(foreign, knocks):
         if conflict.fate == "drops":
             dropped.update((str(conflict.chain), version) for version in conflict.versions)
-    for place in entrances:
-        chain = foreign.chains[_key(place)]
+    for chain in foreign.chains.values():
         for version, family in _FAMILIES.items():
-            is_last = bool(knocks) and dropped[place, version] == len(knocks)
-            if chain.hook == "input" and family in _GUARDS[place.split()[0]] and (chain.drops or is_last):
-                yield family
+            is_last = bool(knocks) and dropped[str(chain), version] == len(knocks)
+            if chain.hook == "input" and family in _GUARDS.get(str(chain).split()[0], ()) and (chain.drops or is_last):
+                yield str(chain), family
+
+
+def gets_by(conflict: Conflict, stand: Stand) -> bool:
+    """Whether what stands in the way does so no more, standing like that."""
+    if conflict.chain.priority <= layout.PRIORITY:
+        return False
+    return conflict.opened is None or str(conflict.chain) in stand.entrances
 
 
 def shut_out(found: Found, plan: Plan) -> list[str]:
@@ -165,29 +195,68 @@ def standing(found: Found) -> Stand:
     return Stand(entrances=found.entrances, shut=frozenset(shut))
 
 
-def damage(found: Found, wanted: layout.Chains | None, digest: str, hole_chains: tuple[str, ...]) -> list[str]:
-    """Say what somebody did to our part; to single rules only where `wanted` is the plan that was put here."""
+def damage(found: Found, plan: Plan | None) -> list[str]:
+    """Say what somebody did to our part; to single rules only where this plan is what was put here.
+
+    Where another plan stands than the one that is asked about, it is nobody's damage.
+    """
     base = found.chain(INPUT)
     if base is None or base.hook != "input":
         return [f"the table {PLACE} is not there" if not found.is_there else f"the chain {INPUT} is gone"]
-    if wanted is None or found.digest != digest:
-        wanted, hole_chains = None, ()
-    lines = []
-    if not found.digest:
-        lines.append(f"{INPUT} does not jump to {MAIN}")
-    if wanted is not None:
-        lines += [f"the chain {name} is gone" for name in (*wanted, *hole_chains) if found.chain(name) is None]
-        for name, statements in wanted.items():
-            comments = [rule.comment for rule in found.rules(name)]
-            if found.chain(name) is not None and comments != [statement.comment for statement in statements]:
-                lines.append(f"the rules of {name} were changed")
-    sets = {str(name): name for name in elements.names()}
-    ruled = {rule.comment for name in found.chains for rule in found.rules(name)}
-    lines += [f"nothing looks at the set {name}" for name in sets if rule_comment(sets[name]) not in ruled]
-    for place in found.entrances:
+    stand = _put_here(found, plan) if plan else None
+    lines = [] if found.digest else [f"{INPUT} does not jump to {MAIN}"]
+    # Alone we drop whatever nobody lets in. Beside chains of the host's, the plan alone tells who does.
+    if base.drops != (len(stand.shut) == len(_FAMILIES)) if stand else not (base.drops or found.entrances):
+        lines.append(f"the policy of {INPUT} is {'drop' if base.drops else 'accept'}")
+    lines += _changed_rules(found, plan, stand) if plan and stand else _missing_ways(found)
+    lines += _damaged_holes(found)
+    for place in (stand or found).entrances:
         if not any(at == 0 for at, _rule in found.entrances_in(place)):
             lines.append(f"{place} does not begin with the entrance")
     return lines
+
+
+def _put_here(found: Found, plan: Plan) -> Stand | None:
+    """Return how we stood when this plan was put here, whatever was done since; None if it was another plan."""
+    now = standing(found)
+    actual = tuple(sorted(place for place, _rule in found.all_entrances()))
+    shuts = [frozenset(each) for size in range(3) for each in combinations(_FAMILIES.values(), size)]
+    stands = [Stand(entrances=each, shut=shut) for each in (now.entrances, actual) for shut in shuts]
+    return next((stand for stand in (now, *stands) if layout.digest(plan, stand) == found.digest), None)
+
+
+def _changed_rules(found: Found, plan: Plan, stand: Stand) -> Iterator[str]:
+    wanted = layout.chains(plan, stand)
+    for name in (*wanted, *layout.hole_chains(plan)):
+        if found.chain(name) is None or found.has_lost_hook(name):
+            yield f"the chain {name} is gone"
+        elif name in wanted:
+            comments = [rule.comment for rule in found.rules(name)]
+            if comments != [statement.comment for statement in wanted[name]]:
+                yield f"the rules of {name} were changed"
+
+
+def _missing_ways(found: Found) -> Iterator[str]:
+    """Say what nothing leads to, as far as that is to be seen without the plan."""
+    ways = [(MAIN, HOLES), (MAIN, KNOCKS)]
+    if {FORWARD, FORWARDED, FORWARD_HOLES}.intersection(found.chains):
+        ways += [(FORWARD, FORWARDED), (FORWARDED, FORWARD_HOLES)]
+    for name, target in ways:
+        if found.chain(target) is None:
+            yield f"the chain {target} is gone"
+        elif found.has_lost_hook(name):
+            yield f"the chain {name} is gone"
+        elif layout.JUMPS[target] not in {rule.comment for rule in found.rules(name)}:
+            yield f"{name} does not jump to {target}"
+
+
+def _damaged_holes(found: Found) -> Iterator[str]:
+    wanted = {rule_comment(name): name for name in elements.names()}
+    for chain in (HOLES, FORWARD_HOLES):
+        if any(rule.comment not in wanted for rule in found.rules(chain)):
+            yield f"{chain} has a rule that looks at no set of holes"
+    ruled = {rule.comment for name in found.chains for rule in found.rules(name)}
+    yield from (f"nothing looks at the set {name}" for comment, name in wanted.items() if comment not in ruled)
 
 
 def rule_comment(name: elements.Name) -> str:
