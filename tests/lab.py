@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -18,11 +19,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from nfknock.backends import Backend
 from nfknock.backends.ipset.kernel import Sets
+from nfknock.backends.iptables import IptablesBackend
 from nfknock.backends.labels import label_of
-from nfknock.backends.nftables import elements
+from nfknock.backends.nftables import NftablesBackend, elements
+from nfknock.core.plan import BackendChoice, ReaderKind
 from tests.setting import CHOSEN, Setting
 
+# As nft lists them, with the rules that look at them.
+_SETS_OF_HOLES = re.compile(r'^\tset [hf][46]_[^}]*\}\n\n?|^.*"nfknock: holes in .*\n', re.MULTILINE)
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNET = 0x40000000
 
@@ -68,6 +74,16 @@ def can_make_namespaces() -> bool:
             return True
     except OSError:
         return False
+
+
+READER: ReaderKind = "nflog" if CHOSEN.reader == "nflog" else "nfqueue"
+
+
+def make_backend(clock: Callable[[], float]) -> Backend:
+    """Return the backend that the tests run with, on a clock of one's own."""
+    if CHOSEN.backend == "nftables":
+        return NftablesBackend(clock)
+    return IptablesBackend(clock, BackendChoice(name=CHOSEN.backend))
 
 
 class Host:
@@ -234,13 +250,14 @@ class Lab:
     def rules(self, *, holes: bool = True) -> str:
         """Return both families' rules as iptables-save has them, and those of nf_tables, without counters and dates.
 
-        Holes in sets are told as if they were rules.
+        Holes in sets are told as if they were rules; a set that nothing is in is not told.
         """
         lines = []
         for command in ("iptables-legacy-save", "ip6tables-legacy-save"):
             text = self.bastion.run(command).stdout
             lines += [line.split(" [")[0] for line in text.splitlines() if not line.startswith("#")]
-        lines += self.bastion.run("nft", "--stateless", "--terse", "list", "ruleset").stdout.splitlines()
+        ruleset = self.bastion.run("nft", "--stateless", "--terse", "list", "ruleset").stdout
+        lines += _SETS_OF_HOLES.sub("", ruleset).splitlines()
         lines += self._entries()
         return "\n".join(line for line in lines if holes or "nfknock hole" not in line)
 

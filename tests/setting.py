@@ -58,7 +58,7 @@ with_every_reader = pytest.mark.parametrize(
 )
 
 
-def only_for(name: str) -> pytest.MarkDecorator:
-    """Mark what is about one backend or one reader itself."""
-    is_chosen = name in (CHOSEN.backend, CHOSEN.reader)
-    return pytest.mark.skipif(not is_chosen, reason=f"only for {name}")
+def only_for(*names: str) -> pytest.MarkDecorator:
+    """Mark what is about some backends or one reader themselves."""
+    is_chosen = not {CHOSEN.backend, CHOSEN.reader}.isdisjoint(names)
+    return pytest.mark.skipif(not is_chosen, reason=f"only for {' and '.join(names)}")

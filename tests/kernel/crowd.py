@@ -17,6 +17,7 @@ from pathlib import Path
 
 from nfknock.core.model import Port
 from tests.lab import BASTION4, BASTION6, Host, Lab
+from tests.setting import CHOSEN
 
 # Rules and chains of the host's own, which nfknock finds and leaves. The policies differ: `remove` has to know them.
 FOREIGN = """*filter
@@ -34,10 +35,13 @@ FOREIGN = """*filter
 -A f2b-sshd -j RETURN
 COMMIT
 """
+_NEEDED = """-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A INPUT -p {icmp} -j ACCEPT
+"""
 _HOLE = re.compile(
-    r"-A NFKNOCK_HOLES -s (?P<source>\S+)/(?:32|128) -p (?P<protocol>tcp|udp) -m (?:tcp|udp) --dport (?P<port>\d+) "
+    r"-A \S+ -s (?P<source>[^\s/]+)(?:/32|/128)? -p (?P<protocol>tcp|udp) (?:-m (?:tcp|udp) )?--dport (?P<port>\d+) "
     r"(?:-m time --datestop \S+ )?"
-    r'-m comment --comment "nfknock hole (?P<door>\S+) opened \S+ closes (?P<closes>\S+)" -j ACCEPT'
+    r'(?:-m comment )?--comment "nfknock hole (?P<door>\S+) opened \S+ closes (?P<closes>\S+)" -j ACCEPT'
 )
 _FORCED_RECEIVE_BUFFER = 33  # SO_RCVBUFFORCE, which Python does not name
 _BUFFER = 1 << 23
@@ -52,13 +56,18 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def put_foreign_rules(lab: Lab, *, policy6: str = "DROP") -> None:
-    """Let the bastion have rules of its own, in both families."""
-    for command, policy, stranger in (
-        ("iptables-legacy-restore", "ACCEPT", "198.51.100.7"),
-        ("ip6tables-legacy-restore", policy6, "2001:db8:7::7"),
+def put_foreign_rules(lab: Lab, *, policy4: str = "ACCEPT", policy6: str = "DROP") -> None:
+    """Let the bastion have rules of its own, in both families, in the kind of tables that nfknock writes."""
+    variant = "nft" if CHOSEN.backend == "nftables" else "legacy"
+    for command, policy, stranger, icmp in (
+        ("iptables", policy4, "198.51.100.7", "icmp"),
+        ("ip6tables", policy6, "2001:db8:7::7", "ipv6-icmp"),
     ):
-        lab.bastion.run(command, stdin=FOREIGN.format(policy=policy, stranger=stranger))
+        text = FOREIGN.format(policy=policy, stranger=stranger)
+        if variant == "nft":
+            # What this chain does not let in stays out, whatever nfknock's baseline says.
+            text = text.replace("COMMIT", _NEEDED.format(icmp=icmp) + "COMMIT")
+        lab.bastion.run(f"{command}-{variant}-restore", stdin=text)
 
 
 def move_in(lab: Lab, count: int) -> list[str]:
@@ -149,7 +158,7 @@ def _counters(host: Host) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class HoleRule:
-    """One rule of a hole as `iptables-legacy-save` lists it. Its end is in epoch seconds, None if it has none."""
+    """One part of a hole as `Lab.rules` lists it. Its end is in epoch seconds, None if it has none."""
 
     door: str
     source: str
@@ -161,7 +170,7 @@ def hole_rules(rules: str) -> list[HoleRule]:
     """Return what stands among the holes; what stands there and is no hole fails."""
     found = []
     for line in rules.splitlines():
-        if line.startswith("-A NFKNOCK_HOLES"):
+        if "nfknock hole " in line or (line.startswith("-A NFKNOCK_HOLES") and "--match-set" not in line):
             match = _HOLE.fullmatch(line)
             assert match, f"this is no hole: {line}"
             port = Port.parse(f"{match['port']}/{match['protocol']}")
@@ -172,7 +181,7 @@ def hole_rules(rules: str) -> list[HoleRule]:
 
 def owned_holes(rules: str, doors: dict[str, frozenset[Port]], sources: Iterable[str]) -> list[HoleRule]:
     """Return the holes; a rule that stands twice, or that no door and no source owns, or half a hole fails."""
-    families: list[list[str]] = []
+    families: list[list[str]] = [[]]
     for line in rules.splitlines():
         if line == "*filter":
             families.append([])

@@ -8,8 +8,10 @@ import subprocess
 
 import pytest
 
+from tests.kernel.crowd import put_foreign_rules
 from tests.lab import BASTION4, BASTION6, CLIENT4, CLIENT6, NFKNOCK, STRANGER4, Lab, echo
-from tests.setting import Setting, with_every_reader
+from tests.setting import Setting, only_for, with_every_reader
+from tests.vandal import IS_NFTABLES, LEGACY, vandalise
 
 DOOR = """
 [firewall]
@@ -19,31 +21,12 @@ sequence = ["7101", "8203/udp", "9307"]
 open = ["22/tcp"]
 open_timeout = "30s"
 """
-FOREIGN = """*filter
-:INPUT {policy} [0:0]
-:FORWARD DROP [0:0]
-:OUTPUT ACCEPT [0:0]
-:f2b-sshd - [0:0]
-:NFKNOCKERS - [0:0]
--A INPUT -p tcp -m multiport --dports 22 -j f2b-sshd
--A INPUT -p tcp -m tcp --dport 25 -m comment --comment "nfknock is not ours here" -j ACCEPT
--A INPUT -m limit --limit 5/sec -j NFKNOCKERS
--A FORWARD -i eth0 -o eth1 -j ACCEPT
--A NFKNOCKERS -j RETURN
--A f2b-sshd -j RETURN
-COMMIT
-"""
 
 
 @pytest.fixture
 def host(lab: Lab) -> Lab:
     lab.configure(DOOR)
     return lab
-
-
-def foreign(lab: Lab, policy4: str = "ACCEPT", policy6: str = "DROP") -> None:
-    lab.bastion.run("iptables-legacy-restore", stdin=FOREIGN.format(policy=policy4))
-    lab.bastion.run("ip6tables-legacy-restore", stdin=FOREIGN.format(policy=policy6))
 
 
 def test_apply_says_changed_and_then_unchanged(host: Lab) -> None:
@@ -56,7 +39,7 @@ def test_apply_says_changed_and_then_unchanged(host: Lab) -> None:
 
 @pytest.mark.parametrize(("policy4", "policy6"), [("ACCEPT", "DROP"), ("DROP", "ACCEPT")])
 def test_remove_leaves_everything_as_it_was(host: Lab, policy4: str, policy6: str) -> None:
-    foreign(host, policy4, policy6)
+    put_foreign_rules(host, policy4=policy4, policy6=policy6)
     before = host.rules()
     host.nfknock("apply")
     host.nfknock("open", "ssh", CLIENT4)
@@ -67,20 +50,37 @@ def test_remove_leaves_everything_as_it_was(host: Lab, policy4: str, policy6: st
     assert host.nfknock("remove").stdout == "unchanged\n"
 
 
-def test_every_rule_of_ours_says_so_and_the_jump_comes_first(host: Lab) -> None:
-    foreign(host)
+def test_every_rule_of_ours_says_so_and_comes_first(host: Lab) -> None:
+    put_foreign_rules(host)
     before = set(host.rules().splitlines())
     host.nfknock("apply")
     host.nfknock("open", "ssh", CLIENT4)
-    ours = [line for line in host.rules().splitlines() if line not in before and line.startswith("-A")]
+    ours = [line for line in host.rules().splitlines() if line not in before and is_rule(line)]
     assert ours
-    assert all('--comment "nfknock' in line for line in ours)
-    for family in ("iptables-legacy", "ip6tables-legacy"):
-        listing = host.bastion.run(family, "-S", "INPUT").stdout.splitlines()
-        assert listing[0] == "-P INPUT DROP"
-        assert listing[1].endswith("-j NFKNOCK")
+    assert all('comment "nfknock' in line for line in ours)
+    if IS_NFTABLES:
+        # IPv6 is dropped by the host's own chain, which lets in what we do first of all.
+        listing = host.bastion.run("nft", "--stateless", "list", "chain", "ip6", "filter", "INPUT").stdout.splitlines()
+        assert listing[3].strip().startswith("meta mark 0x6e666b6e counter accept")
+        assert host.bastion.run("ip6tables-nft", "-S", "INPUT").stdout.startswith("-P INPUT DROP\n")
+    else:
+        for family in LEGACY:
+            listing = host.bastion.run(family, "-S", "INPUT").stdout.splitlines()
+            assert listing[0] == "-P INPUT DROP"
+            assert listing[1].endswith("-j NFKNOCK")
+    assert policies(host) == {"ipv4": "DROP", "ipv6": "DROP"}
 
 
+def is_rule(line: str) -> bool:
+    """Whether a line of iptables-save or of nft's listing is a rule."""
+    return line.startswith("-A") or (line.startswith("\t\t") and not line.startswith("\t\ttype "))
+
+
+def policies(lab: Lab) -> dict[str, str]:
+    return dict(json.loads(lab.nfknock("status", "--json").stdout)["firewall"]["policy"])
+
+
+@only_for("iptables", "ipset")
 def test_a_rule_that_was_put_on_top_of_ours_goes_below(host: Lab) -> None:
     host.nfknock("apply")
     host.bastion.run("iptables-legacy", "-I", "INPUT", "-j", "DROP")
@@ -91,12 +91,12 @@ def test_a_rule_that_was_put_on_top_of_ours_goes_below(host: Lab) -> None:
 
 def test_after_a_flush_apply_mends_and_remove_still_knows_the_first_policy(host: Lab) -> None:
     host.nfknock("apply")
-    for family in ("iptables-legacy", "ip6tables-legacy"):
-        host.bastion.run(family, "-F")
+    vandalise(host, "flush")
     assert host.nfknock("apply").stdout == "changed\n"
     assert host.nfknock("apply").stdout == "unchanged\n"
+    assert policies(host) == {"ipv4": "DROP", "ipv6": "DROP"}
     host.nfknock("remove")
-    assert host.bastion.run("iptables-legacy", "-S", "INPUT").stdout == "-P INPUT ACCEPT\n"
+    assert policies(host) == {"ipv4": "ACCEPT", "ipv6": "ACCEPT"}
 
 
 def test_a_ban_in_front_of_the_jump_does_not_put_the_firewall_out_of_place(host: Lab) -> None:
@@ -112,7 +112,7 @@ def test_a_ban_in_front_of_the_jump_does_not_put_the_firewall_out_of_place(host:
 
 def test_nothing_is_opened_behind_a_jump_that_is_gone(host: Lab) -> None:
     host.nfknock("apply")
-    host.bastion.run("iptables-legacy", "-F", "INPUT")
+    vandalise(host, "the jump")
     done = host.nfknock("open", "ssh", CLIENT4, check=False)
     assert (done.returncode, done.stderr) == (
         1,
@@ -132,6 +132,7 @@ def test_chains_that_only_sound_like_ours_stay(host: Lab) -> None:
     assert host.rules() == before
 
 
+@only_for("iptables", "ipset")
 def test_a_foreign_rule_that_jumps_to_our_chains_is_named(host: Lab) -> None:
     host.nfknock("apply")
     host.bastion.run("iptables-legacy", "-A", "FORWARD", "-j", "NFKNOCK_HOLES")
@@ -152,6 +153,7 @@ def test_a_chain_whose_name_is_no_utf8_disturbs_nothing(host: Lab) -> None:
     host.nfknock("remove")
 
 
+@only_for("iptables", "ipset")
 def test_remove_never_leaves_a_host_shut_off_without_a_word(host: Lab) -> None:
     """Without its record, or where DROP with no rule is what was found."""
     host.nfknock("apply")
@@ -172,15 +174,19 @@ def test_no_other_table_comes_to_be(host: Lab) -> None:
     assert "*mangle" not in host.rules()
 
 
+FIRST = (("- :INPUT ACCEPT", "+ :INPUT DROP"), ("# table inet nfknock, policy drop",))
+"""What a dry run begins with, of iptables and of nftables, on a host with nothing of its own."""
+
+
 @with_every_reader
 def test_a_dry_run_prints_the_difference_and_touches_nothing(host: Lab, setting: Setting) -> None:
-    foreign(host)
+    put_foreign_rules(host, policy6="ACCEPT")
     before = host.rules()
     lines = host.nfknock("apply", "--dry-run").stdout.splitlines()
-    assert "- :INPUT ACCEPT" in lines
-    assert "+ :INPUT DROP" in lines
+    assert set(FIRST[IS_NFTABLES]) <= set(lines)
     target = {"nfqueue": "-j NFQUEUE --queue-num 5", "nflog": "-j NFLOG --nflog-group 5"}[setting.reader]
-    assert any(line.startswith("+ -A NFKNOCK_") and target in line for line in lines)
+    target = "log group 5" if IS_NFTABLES else target
+    assert any(line.startswith("+ ") and target in line for line in lines)
     assert lines[-1] == "changed"
     assert host.rules() == before
     host.nfknock("apply")
@@ -188,7 +194,14 @@ def test_a_dry_run_prints_the_difference_and_touches_nothing(host: Lab, setting:
     host.configure(DOOR.replace("8443", "8444"))
     lines = host.nfknock("apply", "--dry-run").stdout.splitlines()
     # The jump in INPUT names the plan that stands behind it.
-    difference = [line for line in lines if line[0] in "+-" and "-A INPUT" not in line]
+    difference = [line for line in lines if line[0] in "+-" and "-A INPUT" not in line and " (plan " not in line]
+    if IS_NFTABLES:
+        assert [re.sub(" comment.*", "", line) for line in difference] == [
+            f"{sign} meta nfproto {family} tcp dport {port} goto admit"
+            for sign, port in (("-", 8443), ("+", 8444))
+            for family in ("ipv4", "ipv6")
+        ]
+        return
     assert [re.sub("-m comment.*?-j", "-j", line) for line in difference] == [
         "- -A NFKNOCK -p tcp -m tcp --dport 8443 -j ACCEPT",
         "+ -A NFKNOCK -p tcp -m tcp --dport 8444 -j ACCEPT",
@@ -240,7 +253,7 @@ def test_an_address_is_whole_in_a_terminal_of_any_width(host: Lab, width: int) -
 
 def test_apply_verbose_says_what_it_changes(host: Lab) -> None:
     lines = host.nfknock("-v", "apply").stdout.splitlines()
-    assert "+ :INPUT DROP" in lines
+    assert set(FIRST[IS_NFTABLES][-1:]) <= set(lines)
     assert lines[-1] == "changed"
     assert host.nfknock("-v", "apply").stdout == "unchanged\n"
 
@@ -296,6 +309,7 @@ def test_interfaces_limit_knocks_and_holes(host: Lab) -> None:
     assert host.reaches(BASTION4, 22)
 
 
+@only_for("iptables", "ipset")
 def test_a_racing_tool_and_nfknock_lose_nothing(host: Lab) -> None:
     host.nfknock("apply")
     code = "for i in $(seq 60); do iptables-legacy -w -I INPUT -p tcp --dport $((i + 100)) -j DROP || exit 1; done"

@@ -17,12 +17,12 @@ from typing import TypeVar
 
 import pytest
 
-from nfknock.backends.iptables import IptablesBackend
+from nfknock.backends import Backend
 from nfknock.config.baseline import read_baseline
 from nfknock.core.model import Door, Hole, Opening, Port
-from nfknock.core.plan import BackendChoice, Plan
+from nfknock.core.plan import Plan
 from nfknock.daemon.firewall import Firewall
-from tests.lab import BASTION4, BASTION6, CLIENT4, CLIENT6, Lab, wait_until
+from tests.lab import BASTION4, BASTION6, CLIENT4, CLIENT6, READER, Lab, make_backend, wait_until
 from tests.setting import CHOSEN
 
 HOUR = 3600.0
@@ -34,8 +34,14 @@ DOOR = Door(
     opens=(Opening(Port(22)), Opening(Port(53, "udp"))),
     open_timeout=OPEN_TIMEOUT,
 )
-PLAN = Plan(baseline=read_baseline(None), allowed=(), knock_ports=DOOR.sequence, queue=5)
-CHOICE = BackendChoice(name=CHOSEN.backend)
+PLAN = Plan(
+    baseline=read_baseline(None),
+    allowed=(),
+    knock_ports=DOOR.sequence,
+    queue=5,
+    reader=READER,
+    opens=(Port(22), Port(53, "udp")),
+)
 SOURCES = {CLIENT4: BASTION4, CLIENT6: BASTION6}
 _Result = TypeVar("_Result")
 
@@ -65,7 +71,7 @@ def host(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
 @asynccontextmanager
 async def daemon(clock: Clock) -> AsyncIterator[Firewall]:
     """Run what the daemon runs, but for its packets."""
-    firewall = Firewall(lambda: IptablesBackend(clock, CHOICE), clock)
+    firewall = Firewall(lambda: make_backend(clock), clock)
     await firewall.start(PLAN, [DOOR])
     running = asyncio.create_task(firewall.run())
     try:
@@ -75,8 +81,8 @@ async def daemon(clock: Clock) -> AsyncIterator[Firewall]:
         await running
 
 
-def backend(clock: Clock) -> IptablesBackend:
-    made = IptablesBackend(clock, CHOICE)
+def backend(clock: Clock) -> Backend:
+    made = make_backend(clock)
     made.probe()
     made.apply(PLAN)
     return made
@@ -219,7 +225,7 @@ def test_a_clock_that_is_set_forward_shuts_early_and_the_next_knock_opens(host: 
             await wait_for_rules(host, 4)
             clock.jump()
             jumped_at = time.monotonic()
-            if CHOICE.name == "iptables":
+            if CHOSEN.backend == "iptables":
                 assert not any(await beside(lambda: are_open(host))), "the kernel goes by the date"
             assert await end_of(host) - jumped_at < MOST_LATE
             for source in SOURCES:

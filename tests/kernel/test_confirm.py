@@ -74,7 +74,8 @@ def test_unconfirmed_it_goes_back_though_the_caller_is_killed(host: Lab) -> None
     before = host.rules()
     process = start(host, 5)
     began_at = time.monotonic()
-    assert "-P INPUT DROP" in host.bastion.run("iptables-legacy", "-S").stdout
+    firewall = json.loads(host.nfknock("status", "--json").stdout)["firewall"]
+    assert firewall["policy"] == {"ipv4": "DROP", "ipv6": "DROP"}
     process.kill()
     ended(process)
     until_equal(host, before, within=6)

@@ -18,6 +18,7 @@ from tests.kernel.test_foreign_rulesets import inet
 from tests.kernel.test_refusals import somebody_on_the_queue
 from tests.lab import CLIENT4, NFKNOCK, Lab
 from tests.setting import only_for
+from tests.vandal import vandalise
 
 DOOR = """
 [doors.ssh]
@@ -82,11 +83,12 @@ def test_the_firewall_and_the_daemon(host: Lab) -> None:
     assert levels(found, "daemon") == ["warning"]
     host.nfknock("apply")
     assert levels(examine(host), "firewall") == ["ok"]
-    host.bastion.run("iptables-legacy", "-F", "INPUT")
+    vandalise(host, "the jump")
     for level, line in examine(host, exit_code=1)["firewall"]:
         assert (level, line.endswith("; run: nfknock apply")) == ("fault", True)
 
 
+@only_for("iptables", "ipset")
 def test_ipv6_that_nobody_guards(host: Lab) -> None:
     host.nfknock("apply")
     assert levels(examine(host), "ipv6") == ["ok"]
@@ -127,6 +129,7 @@ def test_interfaces_that_are_not_there(host: Lab) -> None:
     assert examine(host)["interfaces"] == [("ok", "the interfaces are there: b0; ")]
 
 
+@only_for("iptables", "ipset")
 def test_the_lock(host: Lab) -> None:
     lock = Path(host.environment["XTABLES_LOCKFILE"])
     assert levels(examine(host), "lock") == ["ok"]
@@ -155,6 +158,7 @@ def test_sets(host: Lab) -> None:
     assert examine(host)["sets"] == [("ok", "sets of the kernel (ipset); ")]
 
 
+@only_for("iptables", "ipset")
 def test_an_nf_tables_ruleset(host: Lab) -> None:
     assert examine(host)["nftables"] == [("ok", "there is no nf_tables ruleset that could drop what nfknock opens; ")]
     host.bastion.run("nft", "-f", "-", stdin=inet("tcp dport 22 limit rate 3/second drop"))
@@ -167,6 +171,7 @@ def test_an_nf_tables_ruleset(host: Lab) -> None:
     assert levels(examine(host, exit_code=0), "nftables") == ["ok"]
 
 
+@only_for("iptables", "ipset")
 def test_ufw_and_firewalld(host: Lab) -> None:
     assert "firewalld" not in examine(host)
     host.bastion.run("iptables-legacy", "-N", "ufw-user-input")
@@ -219,6 +224,7 @@ def test_root_without_capabilities(host: Lab) -> None:
     assert "CAP_NET_RAW" in found["capabilities"][0][1]
 
 
+@only_for("iptables", "ipset")
 def test_a_kernel_without_ipv6_or_legacy_tables_says_so_without_a_traceback(host: Lab) -> None:
     host.nfknock("apply")
     said = {

@@ -55,12 +55,14 @@ def test_a_daemon_without_privileges(host: Lab) -> None:
     assert line == "nfknock: opening NFQUEUE 5: permission denied; run this as root"
 
 
+@only_for("iptables", "ipset")
 @pytest.mark.parametrize("command", [["apply"], ["status"], ["remove"]])
 def test_a_kernel_without_legacy_tables(host: Lab, command: list[str]) -> None:
     line = fails(host, *LACKING, "legacy", *NFKNOCK, *command)
     assert "this kernel has no legacy iptables filter table" in line
 
 
+@only_for("iptables", "ipset")
 def test_a_kernel_without_ipv6(host: Lab) -> None:
     """IPv4 is guarded, with one warning; an IPv6 address is refused plainly."""
     done = host.bastion.run(*LACKING, "ipv6", *NFKNOCK, "apply")
@@ -72,6 +74,7 @@ def test_a_kernel_without_ipv6(host: Lab) -> None:
     assert '"ipv6": null' in host.bastion.run(*LACKING, "ipv6", *NFKNOCK, "status", "--json").stdout
 
 
+@only_for("iptables", "ipset")
 def test_the_second_family_cannot_be_written(host: Lab) -> None:
     """Both families or none: IPv4 is written first, and goes back."""
     failing = [*LACKING, "memory6", *NFKNOCK]
@@ -84,6 +87,7 @@ def test_the_second_family_cannot_be_written(host: Lab) -> None:
     fails(host, *failing, "apply")
 
 
+@only_for("iptables", "ipset")
 @pytest.mark.parametrize("command", [["apply"], ["open", "ssh", CLIENT4], ["remove"]])
 def test_a_lock_that_somebody_keeps(host: Lab, command: list[str]) -> None:
     if command != ["apply"]:

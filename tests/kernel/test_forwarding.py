@@ -15,6 +15,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from tests.kernel.test_apply import is_rule
 from tests.kernel.test_cutting import is_dead, is_deaf, talkative
 from tests.lab import (
     BASTION4,
@@ -32,6 +33,7 @@ from tests.lab import (
     wait_until,
 )
 from tests.setting import only_for
+from tests.vandal import IS_NFTABLES, LEGACY, own_rules, vandalise
 
 BEHIND4, BEHIND6 = "198.51.100.5", "2001:db8:1::5"
 GATE4, GATE6 = "198.51.100.1", "2001:db8:1::1"
@@ -55,7 +57,8 @@ FAMILIES = pytest.mark.parametrize(
     ("bastion", "client", "stranger", "behind"),
     [(BASTION4, CLIENT4, STRANGER4, BEHIND4), (BASTION6, CLIENT6, STRANGER6, BEHIND6)],
 )
-COMMANDS = ("iptables-legacy", "ip6tables-legacy")
+COMMANDS = ("iptables-nft", "ip6tables-nft") if IS_NFTABLES else LEGACY
+"""What the host has rules of its own by: tables of the kind that nfknock writes."""
 SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "status.schema.json").read_text())
 
 
@@ -237,7 +240,8 @@ def test_a_source_whose_family_gets_nothing(path: Lab) -> None:
     door = f'[doors.db]\nsequence = ["7101", "8203/udp", "9307"]\nopen = [{{ port = 5432, to = "{BEHIND4}" }}]\n'
     path.configure(door)
     path.nfknock("apply")
-    assert "FORWARD" not in path.bastion.run("ip6tables-legacy", "-S", "NFKNOCK").stdout
+    assert BEHIND4 in path.rules()
+    assert BEHIND6 not in path.rules()
     assert path.reaches(BEHIND6, 5432)
     daemon = path.daemon()
     path.knock(BASTION6, *KNOCKS)
@@ -302,13 +306,14 @@ def test_remove_leaves_forward_as_it_was(path: Lab) -> None:
         listing = path.bastion.run(command, "-S", "FORWARD").stdout.splitlines()
         assert [line.split()[-1] for line in listing] == [
             "DROP",
-            "NFKNOCK_FORWARD",
+            "ACCEPT" if IS_NFTABLES else "NFKNOCK_FORWARD",
             "DOCKER-USER",
             "ACCEPT",
             "ACCEPT",
         ]
     ours = set(path.rules().splitlines()) - set(before.splitlines())
-    assert all('--comment "nfknock' in line for line in ours if line.startswith("-A"))
+    assert ours
+    assert all('comment "nfknock' in line for line in ours if is_rule(line))
     path.nfknock("remove")
     assert path.rules() == before
 
@@ -318,10 +323,10 @@ def test_with_the_last_door_that_forwards_the_chains_go(path: Lab) -> None:
     path.configure(PLAIN)
     path.nfknock("apply")
     plain = path.rules()
-    assert "NFKNOCK_FORWARD" not in plain
+    assert BEHIND4 not in plain
     path.configure(DOOR)
     path.nfknock("apply")
-    assert "NFKNOCK_FORWARD" in path.rules()
+    assert BEHIND4 in path.rules()
     path.configure(PLAIN)
     assert path.nfknock("apply").stdout == "changed\n"
     assert path.rules() == plain
@@ -341,14 +346,21 @@ def test_a_reload_shuts_what_is_forwarded_no_more(path: Lab) -> None:
 def test_a_dry_run_prints_the_difference(path: Lab) -> None:
     before = foreign(path)
     path.configure(PLAIN)
-    assert "FORWARD" not in path.nfknock("apply", "--dry-run").stdout
+    assert "forward" not in path.nfknock("apply", "--dry-run").stdout.lower()
     path.configure(DOOR)
     lines = path.nfknock("apply", "--dry-run").stdout.splitlines()
     assert path.rules() == before
-    assert any(re.fullmatch(r"\+ -A FORWARD -m comment .* -j NFKNOCK_FORWARD", line) for line in lines)
-    for behind in (f"{BEHIND4}/32", f"{BEHIND6}/128"):
-        start = f"+ -A NFKNOCK_FORWARD -d {behind} -p tcp -m tcp --dport 5432 "
-        assert [line.split()[-1] for line in lines if line.startswith(start)] == ["NFKNOCK_FORWARD_HOLES", "DROP"]
+    if IS_NFTABLES:
+        assert any(re.fullmatch(r"\+ jump forwarded comment .*", line) for line in lines)
+        for family, behind in (("ip", BEHIND4), ("ip6", BEHIND6)):
+            start = f"+ {family} daddr {behind} tcp dport 5432 "
+            ends = [line.removeprefix(start).partition(" comment")[0] for line in lines if line.startswith(start)]
+            assert ends == ["jump forward_holes", "drop"]
+    else:
+        assert any(re.fullmatch(r"\+ -A FORWARD -m comment .* -j NFKNOCK_FORWARD", line) for line in lines)
+        for behind in (f"{BEHIND4}/32", f"{BEHIND6}/128"):
+            start = f"+ -A NFKNOCK_FORWARD -d {behind} -p tcp -m tcp --dport 5432 "
+            assert [line.split()[-1] for line in lines if line.startswith(start)] == ["NFKNOCK_FORWARD_HOLES", "DROP"]
     assert not any("DOCKER-USER" in line for line in lines)
     path.nfknock("apply")
     assert path.nfknock("apply", "--dry-run").stdout == "unchanged\n"
@@ -356,20 +368,16 @@ def test_a_dry_run_prints_the_difference(path: Lab) -> None:
     assert path.nfknock("apply", "--dry-run").stdout.splitlines()[-1] == "changed"
 
 
-DAMAGE = {
-    "flush FORWARD": ["-F FORWARD"],
-    "flush": ["-F"],
-    "flush and delete": ["-F", "-X"],
-    "delete": ["-F FORWARD", "-F NFKNOCK_FORWARD", "-X NFKNOCK_FORWARD", "-F NFKNOCK_FORWARD_HOLES"],
-    "one rule": ["-D NFKNOCK_FORWARD 1"],
-    "another rule": ["-I NFKNOCK_FORWARD -j ACCEPT"],
-    "in front": ["-I FORWARD -j ACCEPT"],
-    "another jump": ["-D FORWARD 1", "-I FORWARD -s 203.0.113.1 -j NFKNOCK_FORWARD"],
-}
-
-
-def own_rules(lab: Lab) -> list[str]:
-    return [line for line in lab.rules().splitlines() if "NFKNOCK" in line and "NFKNOCK_FOUND" not in line]
+DAMAGE = (
+    "flush FORWARD",
+    "flush",
+    "flush and delete",
+    "delete FORWARD",
+    "one rule of FORWARD",
+    "another rule of FORWARD",
+    "in front",
+    "another jump",
+)
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -378,9 +386,7 @@ def test_it_is_put_back_open_holes_included(path: Lab, kind: str) -> None:
     opened(path, daemon, BASTION4, BASTION6)
     before = own_rules(path)
     daemon.signal(signal.SIGSTOP)  # or it may be put back before anybody looks
-    for command in COMMANDS[: 1 if "203.0.113" in DAMAGE[kind][-1] else 2]:
-        for line in DAMAGE[kind]:
-            path.bastion.run(command, *line.split())
+    vandalise(path, kind)
     assert not json.loads(path.nfknock("status", "--json").stdout)["firewall"]["applied"]
     daemon.signal(signal.SIGCONT)
     wait_until(lambda: own_rules(path) == before, "the rules to be back")
@@ -388,13 +394,13 @@ def test_it_is_put_back_open_holes_included(path: Lab, kind: str) -> None:
     for behind, stranger in ((BEHIND4, STRANGER4), (BEHIND6, STRANGER6)):
         assert path.reaches(behind, 5432)
         assert path.is_shut(behind, 5432, source=stranger)
-    for command in COMMANDS:
+    for command in () if IS_NFTABLES else COMMANDS:
         assert path.bastion.run(command, "-S", "FORWARD").stdout.splitlines()[1].endswith("-j NFKNOCK_FORWARD")
 
 
 def test_a_knock_repairs_the_way_that_it_opens(path: Lab) -> None:
     daemon = ready(path)
-    on_both(path, "-F", "FORWARD")
+    vandalise(path, "flush FORWARD")
     opened(path, daemon, BASTION4)
     assert path.reaches(BEHIND4, 5432)
 
@@ -402,7 +408,7 @@ def test_a_knock_repairs_the_way_that_it_opens(path: Lab) -> None:
 def test_nothing_is_opened_behind_a_jump_that_is_gone(path: Lab) -> None:
     path.configure(DOOR)
     path.nfknock("apply")
-    on_both(path, "-F", "FORWARD")
+    vandalise(path, "flush FORWARD")
     done = path.nfknock("open", "db", CLIENT4, check=False)
     assert (done.returncode, done.stderr) == (1, "nfknock: the firewall is not in place; run `nfknock apply` first\n")
     path.nfknock("apply")
@@ -435,6 +441,7 @@ def test_what_nobody_wrote_among_the_holes_goes(path: Lab) -> None:
     assert path.bastion.run("iptables-legacy", "-S", "NFKNOCK_FORWARD_HOLES").stdout.splitlines() == rules
 
 
+@only_for("iptables", "ipset")
 def test_the_second_family_cannot_be_written(path: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both families or none, in FORWARD as well."""
     monkeypatch.chdir(Path(__file__).parents[2])
@@ -455,7 +462,7 @@ def test_the_second_family_cannot_be_written(path: Lab, monkeypatch: pytest.Monk
 
 
 def test_a_tracked_session_goes_on_through_the_first_apply(path: Lab) -> None:
-    path.bastion.run("iptables-legacy", "-A", "FORWARD", "-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP")
+    path.bastion.run(COMMANDS[0], "-A", "FORWARD", "-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP")
     session = path.connect(BEHIND4, 5432)
     ready(path)
     assert echo(session) == b"hello\n"
@@ -510,9 +517,14 @@ def test_sessions_are_picked_up_by_an_apply_that_guards_nothing_behind(path: Lab
 
 def test_without_repair_what_is_in_front_is_said_and_knocks_work(path: Lab) -> None:
     daemon = ready(path, more="[firewall]\nrepair = false\n")
-    path.bastion.run("iptables-legacy", "-I", "FORWARD", "-s", STRANGER4, "-j", "DROP")
-    daemon.wait_for("FORWARD has rules in front of its jump to NFKNOCK_FORWARD")
-    assert status(path)["firewall"]["damage"] == ["ipv4: FORWARD has rules in front of its jump to NFKNOCK_FORWARD"]
+    said = "ipv4: FORWARD has rules in front of its jump to NFKNOCK_FORWARD"
+    if IS_NFTABLES:
+        said = "the rules of forward were changed"
+        path.bastion.run("nft", "insert", "rule", "inet", "nfknock", "forward", "ip", "saddr", STRANGER4, "drop")
+    else:
+        path.bastion.run("iptables-legacy", "-I", "FORWARD", "-s", STRANGER4, "-j", "DROP")
+    daemon.wait_for(said)
+    assert status(path)["firewall"]["damage"] == [said]
     opened(path, daemon, BASTION4)
     assert path.reaches(BEHIND4, 5432)
 

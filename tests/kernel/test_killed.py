@@ -13,13 +13,11 @@ from ipaddress import ip_address
 
 import pytest
 
-from nfknock.backends.iptables import IptablesBackend
 from nfknock.config.baseline import read_baseline
 from nfknock.core.model import Hole, Opening, Port
-from nfknock.core.plan import BackendChoice, Plan
+from nfknock.core.plan import Plan
 from tests.kernel.crowd import HoleRule, Watch, beside, hit, move_in, owned_holes, put_foreign_rules, say
-from tests.lab import CLIENT4, CLIENT6, Daemon, Lab, wait_until
-from tests.setting import CHOSEN
+from tests.lab import CLIENT4, CLIENT6, READER, Daemon, Lab, make_backend, wait_until
 
 ROUNDS = 100 if "NFKNOCK_TEST_ALL" in os.environ else 8
 SEED = 20261121
@@ -207,8 +205,8 @@ def test_a_hole_is_taken_up_whatever_fraction_of_a_second_it_ends_at(
 ) -> None:
     """The comment has milliseconds, the rule's date seconds: both are to be of the same moment."""
     now = float(int(time.time()))
-    backend = IptablesBackend(lambda: now, BackendChoice(name=CHOSEN.backend))
-    backend.apply(Plan(baseline=read_baseline(None), allowed=(), knock_ports=KNOCKS["quick"], queue=5))
+    backend = make_backend(lambda: now)
+    backend.apply(Plan(baseline=read_baseline(None), allowed=(), knock_ports=KNOCKS["quick"], queue=5, reader=READER))
     opens = tuple(map(Opening, sorted(DOORS["quick"])))
     hole = Hole(door="quick", source=ip_address(source), opens=opens, opened_at=now, closes_at=now + 30 + fraction)
     backend.open([hole])

@@ -16,6 +16,7 @@ from typing import IO, Any
 import jsonschema
 import pytest
 
+from tests.kernel.crowd import segments
 from tests.lab import (
     BASTION4,
     BASTION6,
@@ -29,7 +30,7 @@ from tests.lab import (
     echo,
     wait_until,
 )
-from tests.setting import with_every_reader
+from tests.setting import CHOSEN, only_for, with_every_reader
 
 DOORS = """
 [doors.ssh]
@@ -176,7 +177,7 @@ def test_ordinary_clients_whose_packets_are_repeated_can_knock(lab: Lab) -> None
         trying.append(attempt)
         if port == 7101:
             daemon.wait_for("Stage 1")
-            wait_until(lambda: _queued(lab) >= 2, "the first SYN to be repeated")
+            wait_until(lambda: segments(lab.client)["repeated"] > 0, "the first SYN to be repeated")
             with lab.client.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagram:
                 datagram.sendto(b"x", (BASTION4, 8203))
             daemon.wait_for("Stage 2")
@@ -224,7 +225,7 @@ def test_the_status_is_true_and_fits_its_schema(lab: Lab) -> None:
         report = status(lab)
     wait_until(lambda: [hole["sessions"] for hole in status(lab)["holes"]] == [0, 0], "sessions that ended to be over")
     assert report["firewall"] == {
-        "backend": "iptables", "applied": True, "policy": {"ipv4": "DROP", "ipv6": "DROP"}
+        "backend": CHOSEN.backend, "applied": True, "policy": {"ipv4": "DROP", "ipv6": "DROP"}
     }  # fmt: skip
     assert isinstance(report["daemon"], dict)
     assert report["daemon"]["pid"]
@@ -238,7 +239,7 @@ def test_the_status_is_true_and_fits_its_schema(lab: Lab) -> None:
     assert first["packets"] >= 2
     assert 0 < first["remaining"] <= 30
     lines = lab.nfknock("status").stdout.splitlines()
-    assert lines[0] == "firewall  in place (iptables; INPUT policy ipv4 DROP, ipv6 DROP)"
+    assert lines[0] == f"firewall  in place ({CHOSEN.backend}; INPUT policy ipv4 DROP, ipv6 DROP)"
     assert "2 opened" in lines[1] or "2 opened" in lines[2]
 
 
@@ -322,6 +323,7 @@ def test_sighup_moves_to_another_queue(lab: Lab) -> None:
         lab.connect(BASTION4, 7101)
 
 
+@only_for("iptables", "ipset")
 def test_a_hole_waits_for_the_lock(lab: Lab) -> None:
     daemon = ready(lab)
     with _hold_lock(lab):
@@ -341,6 +343,7 @@ def _hold_lock(lab: Lab) -> IO[str]:
     return file
 
 
+@only_for("iptables", "ipset")
 def test_the_last_word_counts_when_the_lock_was_held(lab: Lab) -> None:
     """Knocked open and then shut while nothing can be written: it stays shut."""
     daemon = ready(lab, "0")
@@ -355,6 +358,7 @@ def test_the_last_word_counts_when_the_lock_was_held(lab: Lab) -> None:
     assert lab.is_shut(BASTION4, 22)
 
 
+@only_for("iptables", "ipset")
 def test_a_closing_that_fails_is_tried_until_it_is_done(lab: Lab) -> None:
     daemon = ready(lab, "0")
     lab.knock(BASTION4, *KNOCKS)
@@ -369,6 +373,7 @@ def test_a_closing_that_fails_is_tried_until_it_is_done(lab: Lab) -> None:
     assert lab.is_shut(BASTION4, 22)
 
 
+@only_for("iptables", "ipset")
 def test_a_closing_that_could_not_be_done_is_said_at_the_end(lab: Lab) -> None:
     daemon = ready(lab, "0")
     lab.knock(BASTION4, *KNOCKS)
@@ -381,6 +386,7 @@ def test_a_closing_that_could_not_be_done_is_said_at_the_end(lab: Lab) -> None:
     daemon.wait_for(f"{CLIENT4}: ssh: still open; run: nfknock close ssh {CLIENT4}")
 
 
+@only_for("iptables", "ipset")
 def test_a_knock_does_not_go_round_when_its_rule_is_gone(lab: Lab) -> None:
     """The firewall says drop already, the daemon still says reject: repeating would never end."""
     daemon = ready(lab, more='[reader]\nanswer = "reject"\n')

@@ -15,6 +15,7 @@ import pytest
 from nfknock.core.model import Port
 from tests.kernel.crowd import delivered, hit, move_in, owned_holes, say
 from tests.lab import BASTION4, BASTION6, Lab
+from tests.setting import only_for
 
 HELD, ANSWERS = (10.0, ("drop", "reject")) if "NFKNOCK_TEST_ALL" in os.environ else (3.0, ("drop",))
 LONGEST = 12.0
@@ -67,6 +68,7 @@ def lock_held(lab: Lab) -> Iterator[float]:
         holder.communicate("\n", timeout=30)
 
 
+@only_for("iptables", "ipset")
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_knocks_wait_for_a_lock_that_is_held(lab: Lab, answer: str) -> None:
     sources = move_in(lab, SOURCES)

@@ -21,6 +21,7 @@ open = ["22/tcp"]
 open_timeout = "60s"
 """
 KNOCKS = ("7101", "8203:udp", "9307")
+IPTABLES = f'[firewall]\nbackend = "iptables"\n{DOOR}'
 NFT = f'[firewall]\nbackend = "nftables"\n{DOOR}'
 AUTO = f'[firewall]\nbackend = "auto"\n{DOOR}'
 # Without neighbour discovery there is no IPv6 at all.
@@ -82,7 +83,7 @@ def test_where_the_host_drops_auto_opens_through_it(lab: Lab, kind: str) -> None
         load(lab, HOSTS[kind])
     before = ruleset(lab)
     lab.serve(22)
-    lab.configure(DOOR)
+    lab.configure(IPTABLES)
     refused = lab.nfknock("apply", check=False)
     assert refused.returncode == 1
     assert "drops new connections to 22/tcp over IPv4" in refused.stderr
@@ -225,7 +226,7 @@ def test_what_legacy_rules_drop_is_refused(lab: Lab) -> None:
     )
     assert ruleset(lab) == before
     # What it says helps.
-    lab.configure(DOOR)
+    lab.configure(IPTABLES)
     assert lab.nfknock("apply").stdout == "changed\n"
     # What is our own in there goes with the move.
     lab.bastion.run("iptables-legacy", "-D", "INPUT", "-p", "tcp", "--dport", "22", "-j", "DROP")

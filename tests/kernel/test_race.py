@@ -11,6 +11,7 @@ import time
 from nfknock.core.model import Port
 from tests.kernel.crowd import beside, hit, hole_rules, move_in, owned_holes, put_foreign_rules, say
 from tests.lab import Lab, wait_until
+from tests.setting import CHOSEN
 
 SEED = 20261121
 HOLES, SECONDS = (500, 10.0) if "NFKNOCK_TEST_ALL" in os.environ else (100, 3.0)
@@ -26,6 +27,9 @@ close_sequence = ["8203/udp", "9307"]
 """
 DOORS = {"ssh": frozenset({Port(22)})}
 FIRST_PORT = 20_000
+COMMANDS = (
+    ("iptables-nft", "ip6tables-nft") if CHOSEN.backend == "nftables" else ("iptables-legacy", "ip6tables-legacy")
+)
 
 
 class Stranger:
@@ -38,9 +42,10 @@ class Stranger:
         self._chance = random.Random(f"{SEED} {command}")
         self._ports = iter(range(FIRST_PORT, 65_536))
         lab.bastion.run(command, "-w", "-N", "theirs")
-        # Of INPUT's rules the first is the jump to ours; what was there before stands at its end and stays there.
+        # Of INPUT's rules the first may be ours; what was there before stands at its end and stays there.
         self._chains: dict[str, list[int]] = {"INPUT": [], "theirs": []}
-        self._before = {"INPUT": 1, "theirs": 0}
+        first = lab.bastion.run(command, "-S", "INPUT").stdout.splitlines()[1]
+        self._before = {"INPUT": int("nfknock" in first), "theirs": 0}
 
     def work(self, enough: threading.Event) -> None:
         while not enough.is_set():
@@ -84,7 +89,7 @@ def test_nothing_of_either_side_is_lost_in_a_race(lab: Lab) -> None:
     lab.configure(CONFIG)
     lab.nfknock("apply")
     daemon = lab.daemon()
-    strangers = [Stranger(lab, command) for command in ("iptables-legacy", "ip6tables-legacy")]
+    strangers = [Stranger(lab, command) for command in COMMANDS]
     began_at = time.monotonic()
     with beside(*(stranger.work for stranger in strangers)):
         knock_in_turn(lab, sources, SEQUENCE)

@@ -25,6 +25,7 @@ HOST_CHAIN = """
 add table inet filter
 add chain inet filter input { type filter hook input priority 0; policy drop; }
 add rule inet filter input ct state established,related accept
+add rule inet filter input meta l4proto ipv6-icmp accept
 """
 
 
