@@ -28,6 +28,8 @@ from tests.setting import CHOSEN
 HOUR = 3600.0
 OPEN_TIMEOUT = 2.0
 MOST_LATE = 5.0
+# Long enough to be seen by a daemon that did not open it, on a machine that is busy.
+SEEN_TIMEOUT = 8.0
 DOOR = Door(
     name="ssh",
     sequence=(Port(7101), Port(8203, "udp")),
