@@ -300,6 +300,27 @@ def test_a_full_set_is_said_and_shuts_nobody_out(lab: Lab) -> None:
     lab.nfknock("open", "ssh", CLIENT4)
 
 
+def test_what_somebody_wrote_into_a_set_is_taken_out(lab: Lab) -> None:
+    lab.serve(22)
+    lab.configure(NFT)
+    lab.nfknock("apply")
+    lab.nfknock("open", "ssh", CLIENT4)
+    says = 'comment "nfknock hole ssh opened 2026-11-21T04:00:00.000Z closes 2099-11-21T04:00:00.000Z"'
+    for element in (f"{STRANGER4} . tcp . 22", f"192.0.2.9 . tcp . 22 {says}", "192.0.2.10 . tcp . 22 timeout 1h"):
+        load(lab, f"add element inet nfknock h4_ssh {{ {element} }}")
+    assert lab.reaches(BASTION4, 22, source=STRANGER4)
+    with Daemon(lab.bastion) as daemon:
+        daemon.wait_for("what was in h4_ssh and is no hole was taken out")
+        assert lab.is_shut(BASTION4, 22, source=STRANGER4)
+        assert lab.reaches(BASTION4, 22)
+        [hole] = json.loads(lab.nfknock("status", "--json").stdout)["holes"]
+        assert hole["source"] == CLIENT4
+        # Nor is it in the way of who knocks.
+        load(lab, "add element inet nfknock h4_ssh { 192.0.2.9 . tcp . 22 }")
+        lab.nfknock("open", "ssh", "192.0.2.9")
+        assert len(json.loads(lab.nfknock("status", "--json").stdout)["holes"]) == 2
+
+
 def test_nfqueue_in_nf_tables_or_the_mend_where_it_has_none(lab: Lab) -> None:
     probe = "add table inet t; add chain inet t c; add rule inet t c queue num 5; delete table inet t"
     has_queue = lab.bastion.run("nft", probe, check=False).returncode == 0

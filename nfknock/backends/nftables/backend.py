@@ -92,10 +92,13 @@ class NftablesBackend:
             try:
                 return self._open(list(wanted.values()))
             except (FileNotFoundError, FileExistsError):
-                # A set that is not there yet, or an element whose time was over just now.
+                # A set that is not there yet, an element whose time was over just now, or one that somebody put there.
                 if attempt == _ATTEMPTS - 1:
                     break
-                self._make_sets({Name.of(hole, opening) for hole in wanted.values() for opening in hole.opens})
+                names = {Name.of(hole, opening) for hole in wanted.values() for opening in hole.opens}
+                self._make_sets(names)
+                for name in names:
+                    elements.take_out_others(name)
         raise BackendError("writing holes by nf_tables: somebody else changes the same sets")
 
     def _open(self, holes: list[Hole]) -> list[Hole]:
@@ -191,6 +194,7 @@ class NftablesBackend:
 
     def clear_out(self, doors: Mapping[str, frozenset[Opening]]) -> list[Strange]:
         strange: dict[str, list[Hole]] = {}
+        others = [name for name in elements.names() if elements.take_out_others(name)]
         for name in elements.names():
             for part in elements.read(name):
                 if part.door not in doors:
@@ -200,7 +204,8 @@ class NftablesBackend:
         self._take_out([part for parts in strange.values() for part in parts])
         self._delete_sets(name for name in elements.names() if name.door not in doors)
         return [
-            Strange(hole=hole, reason=reason) for reason, parts in strange.items() for hole in elements.joined(parts)
+            *(Strange(hole=None, reason=f"what was in {name} and is no hole was taken out") for name in others),
+            *(Strange(hole=hole, reason=why) for why, parts in strange.items() for hole in elements.joined(parts)),
         ]
 
     def _check_queue(self) -> None:

@@ -7,6 +7,7 @@ read by netlink: libnftables reads whole sets before it looks at one element.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import struct
 from collections.abc import Iterable, Iterator
@@ -85,6 +86,27 @@ def names() -> list[Name]:
 
 def read(name: Name) -> Iterator[Hole]:
     """Yield every part of a hole in a set; what is no hole of ours is passed over. Raises BackendError."""
+    for raw in _read_all(name):
+        if hole := _part(name, raw):
+            yield hole
+
+
+def take_out_others(name: Name) -> int:
+    """Take out what is no hole of ours, or ends at another time than it says; return how many. Raises BackendError."""
+    keys = [dict(attributes(raw))[_KEY] for raw in _read_all(name) if _is_other(name, raw)]
+    for key in keys:
+        # Its time may have been over just now.
+        with contextlib.suppress(FileNotFoundError):
+            _write([(_DELETE_ELEMENT, name, attribute(_KEY, key))])
+    return len(keys)
+
+
+def _is_other(name: Name, raw: bytes) -> bool:
+    hole = _part(name, raw)
+    return hole is None or (hole.closes_at is None) != (_TIMEOUT not in dict(attributes(raw)))
+
+
+def _read_all(name: Name) -> list[bytes]:
     # While the kernel gives its table another size, as after many changes, some elements are passed over and nothing
     # says so (seen on Linux 6.18). Twice the same number is all of them.
     found = _dump(name)
@@ -92,9 +114,7 @@ def read(name: Name) -> Iterator[Hole]:
         before, found = found, _dump(name)
         if len(found) == len(before):
             break
-    for raw in found:
-        if hole := _part(name, raw):
-            yield hole
+    return found
 
 
 def _dump(name: Name) -> list[bytes]:
@@ -141,22 +161,32 @@ def _order(opening: Opening) -> tuple[bool, str, Protocol, int]:
 def write(gone: Iterable[Hole], new: Iterable[Hole], now: float) -> None:
     """Take out these holes' elements, which are there, and put in those, all or none.
 
-    Raises FileNotFoundError where a set or an element is missing, BackendError for anything else.
+    Raises FileNotFoundError where a set or an element is missing, FileExistsError where an element is there already,
+    BackendError for anything else.
     """
-    changes = [(_DELETE_ELEMENT, hole, opening) for hole in gone for opening in hole.opens]
-    changes += [(_NEW_ELEMENT, hole, opening) for hole in new for opening in hole.opens]
-    if not changes:
+    changes = []
+    for hole in gone:
+        changes += [
+            (_DELETE_ELEMENT, Name.of(hole, each), attribute(_KEY, _key(hole.source, each))) for each in hole.opens
+        ]
+    for hole in new:
+        about = _timeout(hole, now) + attribute(_USERDATA, _comment(label_of(hole)))
+        changes += [
+            (_NEW_ELEMENT, Name.of(hole, each), attribute(_KEY, _key(hole.source, each)) + about) for each in hole.opens
+        ]
+    _write(changes)
+
+
+def _write(changes: Iterable[tuple[int, Name, bytes]]) -> None:
+    messages = [
+        (_SUBSYSTEM << 8 | kind, struct.pack("=BBH", _INET, 0, 0) + _list(name, attribute(1, element)))
+        for kind, name, element in changes
+    ]
+    if not messages:
         return
-    messages = []
-    for kind, hole, opening in changes:
-        content = attribute(_KEY, _key(hole.source, opening))
-        if kind == _NEW_ELEMENT:
-            content += _timeout(hole, now) + attribute(_USERDATA, _comment(label_of(hole)))
-        body = struct.pack("=BBH", _INET, 0, 0) + _list(Name.of(hole, opening), attribute(1, content))
-        messages.append((_SUBSYSTEM << 8 | kind, body))
     try:
         netlink.write(_SUBSYSTEM, messages)
-    except FileNotFoundError:
+    except (FileNotFoundError, FileExistsError):
         raise
     except OSError as exc:
         if exc.errno == errno.ENFILE:
