@@ -56,5 +56,7 @@ class Ends:
         date, end = self._ends.get(hole.key, (0.0, 0.0))
         if abs(date - hole.closes_at) < _SAME_DATE:
             return end
-        # A clock that was set back before we saw it makes what is left look like more than there ever was.
-        return time.monotonic() + min(hole.closes_at - now, hole.closes_at - hole.opened_at)
+        left, whole = hole.closes_at - now, hole.closes_at - hole.opened_at
+        # A clock that was set back before we saw it makes what is left look like more than there ever was; where the
+        # kernel counts what is left, only its beginning is off.
+        return time.monotonic() + (min(left, whole) if whole > 0 else left)

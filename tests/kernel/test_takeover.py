@@ -42,6 +42,19 @@ def move(lab: Lab, backend: str) -> None:
     lab.nfknock("apply")
 
 
+def test_rules_that_are_flushed_are_put_back_where_the_sets_stand(lab: Lab) -> None:
+    """The chains that are left look like those of another backend."""
+    lab.serve(22)
+    move(lab, "ipset")
+    daemon = lab.daemon()
+    lab.knock(BASTION4, *KNOCKS)
+    daemon.wait_for(f"{CLIENT4}: ssh: opened 22/tcp")
+    lab.bastion.run("iptables-legacy", "-F")
+    daemon.wait_for("; put back, with ")
+    assert lab.reaches(BASTION4, 22)
+    assert json.loads(lab.nfknock("status", "--json").stdout)["firewall"]["applied"]
+
+
 @pytest.mark.parametrize(("old", "new"), list(itertools.permutations(NAMES, 2)))
 def test_holes_sessions_and_the_daemon_come_along(lab: Lab, old: str, new: str) -> None:
     lab.serve(22)
