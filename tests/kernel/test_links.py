@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ sequence = ["7101", "8203/udp", "9307"]
 open = ["22/tcp"]
 open_timeout = "{timeout}"
 """
+SOURCE_PORTS = count(20_000)
 SEQUENCE = (Port(7101), Port(8203, "udp"), Port(9307))
 
 
@@ -44,7 +46,9 @@ def lossy(kernel: None, tmp_path: Path) -> Iterator[BadLink]:
 def knock(lab: Lab, port: Port) -> None:
     """Knock from a new source port, as each of two people does."""
     kind = socket.SOCK_STREAM if port.protocol == "tcp" else socket.SOCK_DGRAM
-    with lab.client.socket(socket.AF_INET, kind, CLIENT4) as one:
+    with lab.client.socket(socket.AF_INET, kind) as one:
+        # One that the kernel gives may be one of the last few by chance, and then a datagram is an echo of that one.
+        one.bind((CLIENT4, next(SOURCE_PORTS)))
         one.settimeout(0)
         if port.protocol == "tcp":
             one.connect_ex((BASTION4, port.number))
