@@ -76,7 +76,7 @@ class Succession:
 
     def state(self, plan: Plan | None = None) -> FirewallState:
         state = self._chosen.state(plan)
-        if state.applied or self._chosen.stands():
+        if state.applied:
             return state
         # What another backend put in place is no damage of ours, and nothing that a daemon could repair.
         by = ", ".join(each.name for each in self._predecessors())

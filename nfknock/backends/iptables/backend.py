@@ -66,10 +66,13 @@ class IptablesBackend:
         tables = self._tables.values()
         if any(looks_at_sets(table) for table in tables):
             return self.name == "ipset"
-        # Sets that nothing looks at are ipset's, and the chains that do not are the other's, as amid a move.
+        # Sets that nothing looks at are ipset's, and chains in use that do not are the other's, as amid a move. Chains
+        # that nobody uses are what a flush has left, and where there are sets too, it has left them both of ipset.
+        has_sets = bool(self._sets.heads())
         if self.name == "ipset":
-            return bool(self._sets.heads())
-        return any(is_own(chain) for table in tables for chain in table.chains())
+            return has_sets
+        in_use = [table for table in tables if not has_sets or edits.is_entered(table)]
+        return any(is_own(chain) for table in in_use for chain in table.chains())
 
     def apply(self, plan: Plan, *, holes: Iterable[Hole] = (), dry_run: bool = False) -> Change:
         if plan.knocks_a_second:

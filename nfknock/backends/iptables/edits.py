@@ -155,6 +155,11 @@ def _restore_policy(table: FilterTable, found: list[str]) -> str:
     return f"{table.family}: nothing tells which policy INPUT had; it stays {table.policy(INPUT)}"
 
 
+def is_entered(table: FilterTable) -> bool:
+    """Whether INPUT jumps to our chain."""
+    return bool(_jumps(table, MAIN))
+
+
 def is_bare(table: FilterTable) -> bool:
     """Whether INPUT has no rule but ours."""
     return all(entry.jump in (MAIN, STRAYS) for entry in table.entries(INPUT))
