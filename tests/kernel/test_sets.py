@@ -64,8 +64,7 @@ def same(some: list[Hole], others: list[Hole]) -> bool:
 
     some, others = sorted(some, key=str_of_key), sorted(others, key=str_of_key)
     return timeless(some) == timeless(others) and all(
-        here == pytest.approx(there, rel=0, abs=2)
-        for here, there in zip(instants(some), instants(others), strict=True)
+        here == pytest.approx(there, rel=0, abs=2) for here, there in zip(instants(some), instants(others), strict=True)
     )
 
 

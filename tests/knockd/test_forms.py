@@ -122,7 +122,7 @@ STAYS = [
     ("nft add rule inet filter forward ip saddr %IP% tcp dport 22 accept", "chain forward"),
     ("ipset add knockers %IP%", ""),
     ("pfctl -t knockers -T add %IP%", ""),
-    ("/root/knockd-open.sh %IP%", ""),
+    ("/opt/knock/open.sh %IP%", ""),
     ("systemctl start sshd", ""),
     # Not every part is an opening.
     ("iptables -A INPUT -s %IP% -p tcp --dport 22 -j ACCEPT && /usr/local/bin/tell %IP%", "different things"),
