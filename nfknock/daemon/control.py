@@ -162,13 +162,3 @@ def reload_daemon() -> None:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             os.kill(int(file.read()), signal.SIGHUP)
-
-
-def notify(message: str) -> None:
-    """Tell systemd, if it is listening: `READY=1`, `STOPPING=1` and the like, see sd_notify(3)."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
-        connection.connect("\0" + address[1:] if address.startswith("@") else address)
-        connection.send(message.encode())

@@ -63,6 +63,8 @@ class Firewall:
         self._wake = asyncio.Event()
         self._look_at = time.monotonic()
         self._is_stopping = False
+        self._turned_at = math.inf
+        """When `run` last came round, on the clock of time.monotonic."""
 
     async def start(self, plan: Plan, doors: Iterable[Door]) -> None:
         """Look whether the firewall is in place and bring it up to date. Raises BackendError, DaemonError."""
@@ -139,6 +141,7 @@ class Firewall:
     async def run(self) -> None:
         """Write what is asked for and sweep, until `stop`; then write what is left, once."""
         while not self._is_stopping:
+            self._turned_at = time.monotonic()
             await self._pause()
             await self._write_openings()
             await self._write_closings()
@@ -155,6 +158,10 @@ class Firewall:
         """Let `run` end."""
         self._is_stopping = True
         self._wake.set()
+
+    def has_stalled(self, timeout: float) -> bool:
+        """Whether a write has hung for so many seconds; while another program has the lock, `run` still comes round."""
+        return not self._is_stopping and time.monotonic() - self._turned_at > timeout
 
     async def _pause(self) -> None:
         with contextlib.suppress(TimeoutError):

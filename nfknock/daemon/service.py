@@ -13,21 +13,21 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from nfknock.backends import make_backend
-from nfknock.config import Config, load, read
+from nfknock.config import Config
 from nfknock.core.decisions import CloseDoor, Command, OpenDoor, SequenceTimeout, SourceIgnored, StageReached
 from nfknock.core.lint import FEW_LEFT
 from nfknock.core.model import Door, IPAddress
 from nfknock.core.onetime import Line
 from nfknock.core.plan import Plan, ReaderKind, knock_ports
 from nfknock.core.tracker import Tracker
-from nfknock.daemon import control, logs
+from nfknock.daemon import control, logs, supervisor
 from nfknock.daemon.commands import CommandRunner
+from nfknock.daemon.counting import load_counting
 from nfknock.daemon.firewall import Firewall
 from nfknock.daemon.intake import Intake
 from nfknock.daemon.outlets import ON_STDERR, Outlets, written_aside
 from nfknock.daemon.spending import Spender
 from nfknock.daemon.threads import in_thread
-from nfknock.daemon.trial import Trial
 from nfknock.errors import NfknockError
 from nfknock.readers import Reader, make_reader, make_stray_reader
 
@@ -81,6 +81,7 @@ class Service:
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         writing = loop.create_task(self._firewall.run())
         waiting = [loop.create_task(self._tick()), loop.create_task(self._reload_when_asked())]
+        feeding = loop.create_task(supervisor.feed_watchdog(self._firewall.has_stalled))
         for task in (writing, *waiting):
             task.add_done_callback(self._end_with)
         self._listen()
@@ -88,9 +89,9 @@ class Service:
             count = len(self._config.notes)
             logs.log.info("%s is a knockd.conf, read as `nfknock import` reads it: %d notes", self._config.path, count)
         logs.log.info("ready", extra=ON_STDERR)
-        control.notify("READY=1")
+        supervisor.notify("READY=1")
         await asyncio.wait([self._ended])
-        control.notify("STOPPING=1")
+        supervisor.notify("STOPPING=1")
         for reader in self._readers:
             loop.remove_reader(reader.fileno())
         for task in waiting:
@@ -100,6 +101,7 @@ class Service:
         self._firewall.stop()
         await asyncio.wait([writing])
         await self._commands.stop()
+        feeding.cancel()
         # The loop would give SIGHUP back its default, which is to end us before we have ended.
         loop.remove_signal_handler(signal.SIGHUP)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -230,7 +232,7 @@ class Service:
 
     async def _reload(self) -> None:
         """Take up the configuration file anew; if anything is wrong with it, everything stays as it is."""
-        control.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        supervisor.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
         # Whatever is wrong with the configuration: a log file that was moved away is done with.
         self._outlets.reopen(self._config.log)
         try:
@@ -243,7 +245,7 @@ class Service:
             logs.log.error("the new configuration was refused and the old one stays: %s: %s", type(exc).__name__, exc)
         else:
             logs.log.info("reloaded %s", self._config.path)
-        control.notify("READY=1")
+        supervisor.notify("READY=1")
 
     async def _take_up(self, config: Config) -> None:
         # What "auto" is changes with whoever applies.
@@ -331,15 +333,6 @@ def _stray_group(plan: Plan) -> int | None:
 def _say_in_a_line(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Have the event loop's complaints (no descriptor left for a connection) in the log without their tracebacks."""
     logs.log.error("%s: %s", context["message"], context.get("exception", "no reason is known"))
-
-
-def load_counting(path: Path) -> Config:
-    """Load the configuration that counts: not one that was on trial and that nobody confirmed. Raises ConfigError."""
-    content = read(path)
-    counting = Trial(path).counting(content)
-    if counting is not content:
-        logs.log.warning("%s was on trial and nobody confirmed it: the one before counts", path)
-    return load(path, counting, tolerates="used up")
 
 
 def serve(path: Path) -> None:
