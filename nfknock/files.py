@@ -26,10 +26,50 @@ def read_regular(path: Path) -> bytes:
         return file.read(LARGEST)
 
 
-def replace(path: Path, content: bytes) -> None:
+def open_shared(path: Path) -> int:
+    """Open a file for reading and writing that the daemon and root both use, made if need be. Raises OSError.
+
+    The daemon may be another user, whose directory it is: what root makes there belongs to that user, and no link is
+    followed.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+    try:
+        give_away(descriptor, path.parent)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def give_away(descriptor: int, directory: Path) -> None:
+    """Let a file belong to whom its directory belongs to, if it was root who made it. Raises OSError."""
+    if sys.platform != "win32" and os.geteuid() == 0:
+        wanted, has = directory.stat(), os.fstat(descriptor)
+        # A root in a sandbox may not even say that it is to stay as it is.
+        if (wanted.st_uid, wanted.st_gid) != (has.st_uid, has.st_gid):
+            os.fchown(descriptor, wanted.st_uid, wanted.st_gid)
+
+
+def is_for_group(directory: Path) -> bool:
+    """Whether root says, by the setgid bit, that what is in a directory is for its group to read. Raises OSError."""
+    status = directory.stat()
+    return status.st_uid == 0 and bool(status.st_mode & stat.S_ISGID)
+
+
+def exposed(path: Path) -> int:
+    """Return the permissions that others have on a secret, as bits of its mode. Raises OSError."""
+    status = path.stat()
+    others = stat.S_IMODE(status.st_mode) & 0o077
+    if is_for_group(path.parent) and status.st_gid == path.parent.stat().st_gid:
+        others &= ~stat.S_IRGRP
+    return others
+
+
+def replace(path: Path, content: bytes, *, is_shared: bool = False) -> None:
     """Put another content in a file's place, durably, or leave it as it is. Raises OSError.
 
-    Owner, mode and extended attributes stay; a file that was not there is its owner's alone.
+    Owner, mode and extended attributes stay; a file that was not there is its owner's alone, and one that `is_shared`
+    its directory's owner's.
     """
     # Always one name, so that crashes leave no crowd of files behind.
     made = path.with_name(f".{path.name}.new")
@@ -39,7 +79,9 @@ def replace(path: Path, content: bytes) -> None:
     try:
         with os.fdopen(descriptor, "wb") as file:
             if path.exists():
-                _copy_owner(path, made, descriptor)
+                _copy_owner(path, descriptor)
+            elif is_shared:
+                give_away(descriptor, path.parent)
             file.write(content)
             file.flush()
             os.fsync(descriptor)
@@ -51,7 +93,7 @@ def replace(path: Path, content: bytes) -> None:
     sync_directory(path.parent)
 
 
-def _copy_owner(path: Path, made: Path, descriptor: int) -> None:
+def _copy_owner(path: Path, descriptor: int) -> None:
     if sys.platform == "win32":
         return
     status, own = path.stat(), os.fstat(descriptor)
@@ -62,7 +104,7 @@ def _copy_owner(path: Path, made: Path, descriptor: int) -> None:
         # Access lists and security labels; a file system that has none is none the worse.
         for attribute in _attributes(path):
             with contextlib.suppress(OSError):
-                os.setxattr(made, attribute, os.getxattr(path, attribute))
+                os.setxattr(descriptor, attribute, os.getxattr(path, attribute))
 
 
 def _attributes(path: Path) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.lab import Lab, can_make_namespaces, own_namespace
+from tests.lab import Lab, can_make_namespaces, is_root, own_namespace
 from tests.setting import CHOSEN, Setting
 
 # A machine that is busy for a moment is no failure. `script/test --all` looks much further.
@@ -21,6 +21,13 @@ settings.register_profile(
     max_examples=int(os.environ.get("NFKNOCK_TEST_EXAMPLES") or (20_000 if _LONG else 200)),
 )
 settings.load_profile("nfknock")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what no ordinary user can do on any machine."""
+    if not is_root():
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("root")])
+        items[:] = [item for item in items if not item.get_closest_marker("root")]
 
 
 @pytest.fixture(scope="session")

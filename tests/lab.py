@@ -76,6 +76,11 @@ def can_make_namespaces() -> bool:
         return False
 
 
+def is_root() -> bool:
+    """Whether this is a real root, and not an ordinary user in a namespace, where there is no other user."""
+    return os.geteuid() == 0 and Path("/proc/self/uid_map").read_text().split()[2:] != ["1"]
+
+
 READER: ReaderKind = "nflog" if CHOSEN.reader == "nflog" else "nfqueue"
 
 

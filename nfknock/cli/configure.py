@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shutil
 import socket
-import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
 
+from nfknock import files
 from nfknock.cli.settings import Settings, pass_settings, warn, write_secret
 from nfknock.config import load
 from nfknock.config.template import fresh_sequence, render
@@ -59,7 +59,7 @@ def check(settings: Settings, file: Path | None, strict: bool) -> int:
     warnings += [
         f"others can read {secret}, and the sequence is a secret; run: chmod 600 {secret}"
         for secret in secrets
-        if stat.S_IMODE(secret.stat().st_mode) & 0o077
+        if files.exposed(secret)
     ]
     warnings += _missing_programs(config.doors)
     for line in warnings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,7 +84,11 @@ def warn(line: str) -> None:
 
 
 def write_secret(path: Path, text: str) -> None:
-    """Create a file that only its owner can read. Raises ConfigError if there is one already, or none can be."""
+    """Create a file that only its owner can read. Raises NfknockError if there is one already, or none can be.
+
+    The daemon may be another user. What root writes in the daemon's own directory is the daemon's, and what root
+    writes in a directory with the setgid bit, as the package's /etc/nfknock is, its group can read.
+    """
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -92,7 +97,19 @@ def write_secret(path: Path, text: str) -> None:
     except OSError as exc:
         raise NfknockError(f"writing {path}: {(exc.strerror or str(exc)).lower()}") from exc
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        if sys.platform != "win32" and os.geteuid() == 0:
+            _share(descriptor, path.parent)
         file.write(text)
+
+
+def _share(descriptor: int, directory: Path) -> None:
+    from nfknock import files
+    from nfknock.daemon.journal import state_directory
+
+    if directory.resolve() == state_directory().resolve():
+        files.give_away(descriptor, directory)
+    elif files.is_for_group(directory):
+        os.fchmod(descriptor, 0o640)
 
 
 def duration_of(option: str, text: str, longest: float) -> float:

@@ -33,7 +33,7 @@ DEFAULT_PATH = Path("/etc/nfknock/nfknock.toml")
 # Some 300 bytes of the kernel's memory for each entry.
 _LARGEST_SET = 1 << 20
 _ATTACH = re.compile(r"(inet|ip6?) [A-Za-z][\w/\\.]* [A-Za-z][\w/\\.]*", re.ASCII)
-_SECTIONS = ("firewall", "reader", "guard", "log", "doors")
+_SECTIONS = ("firewall", "reader", "guard", "daemon", "log", "doors")
 _LAST_QUEUE = 65535
 _MOST_PORTS = 1000
 _LONGEST_IGNORE_TIMEOUT = 86400.0
@@ -62,6 +62,8 @@ class Config:
     log: Log
     thresholds: Thresholds
     """From what on a source is ignored."""
+    user: str = ""
+    """Whom a daemon that root starts becomes; empty: nobody."""
     warnings: tuple[str, ...] = ()
     """What was tolerated."""
     notes: tuple[str, ...] = ()
@@ -133,6 +135,7 @@ def _config(path: Path, raw: dict[str, Any], notes: tuple[str, ...], tolerates: 
     if not 0 <= reader.queue <= _LAST_QUEUE:
         raise ValueError(f"reader.queue: {reader.queue} is out of range (0 to {_LAST_QUEUE})")
     guard = sections.read_section(raw.get("guard", {}), sections.Guard, "guard")
+    daemon = sections.read_section(raw.get("daemon", {}), sections.Daemon, "daemon")
     log = sections.read_section(raw.get("log", {}), sections.Log, "log")
     warnings: list[str] = []
     # Beside the configuration, wherever nfknock is started from.
@@ -161,6 +164,7 @@ def _config(path: Path, raw: dict[str, Any], notes: tuple[str, ...], tolerates: 
         plan=plan,
         allowed_ports=open_to_all,
         thresholds=_thresholds(guard),
+        user=daemon.user,
         log=Log(syslog=log.syslog, file=at("log.file", beside, log.file)),
         warnings=tuple(warnings),
         notes=notes,

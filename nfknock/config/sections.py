@@ -55,6 +55,12 @@ class Guard(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     knocks_a_second: int = 0
 
 
+class Daemon(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """The keys of [daemon]."""
+
+    user: str = ""
+
+
 class Log(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """The keys of [log]."""
 

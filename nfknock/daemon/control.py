@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from nfknock import files
 from nfknock.errors import DaemonError
 
 _ANSWER_TIMEOUT = 1.0
@@ -44,8 +45,7 @@ def sole_daemon() -> Iterator[None]:
     path = _path("lock")
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        file = path.open("a+")
-        path.chmod(0o600)
+        file = os.fdopen(files.open_shared(path), "r+")
     except OSError as exc:
         raise DaemonError(
             f"creating {path}: {(exc.strerror or str(exc)).lower()}; run this as root, or set NFKNOCK_RUNTIME_DIR"
@@ -74,7 +74,7 @@ def note_removed(*, removed: bool) -> None:
         if not removed:
             path.unlink(missing_ok=True)
         elif path.parent.exists():  # without it no daemon has ever run here
-            path.touch()
+            _touch(path)
     except OSError as exc:
         raise DaemonError(f"telling the daemon by {path}: {(exc.strerror or str(exc)).lower()}") from exc
 
@@ -92,7 +92,15 @@ def note_closed() -> None:
     path = _path("closed")
     if path.parent.exists():
         with contextlib.suppress(OSError):
-            path.touch()
+            _touch(path)
+
+
+def _touch(path: Path) -> None:
+    descriptor = files.open_shared(path)
+    try:
+        os.utime(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.asynccontextmanager
@@ -161,4 +169,13 @@ def reload_daemon() -> None:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.kill(int(file.read()), signal.SIGHUP)
+            process = int(file.read())
+            # The file belongs to the daemon's user, and must not choose for root whom a signal is sent to.
+            if process in _holders(os.fstat(file.fileno()).st_ino):
+                os.kill(process, signal.SIGHUP)
+
+
+def _holders(inode: int) -> list[int]:
+    """Return the processes that the kernel knows to have locked a file of that number."""
+    rows = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return [int(row[4]) for row in rows if "->" not in row and row[5].endswith(f":{inode}")]

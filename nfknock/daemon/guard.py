@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn, Protocol
 
+from nfknock import files
 from nfknock.backends import Backend
 from nfknock.daemon import control
 from nfknock.errors import NfknockError
@@ -111,7 +112,7 @@ def _locked() -> Iterator[int]:
     path = control.runtime_path("confirm.lock")
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = files.open_shared(path)
     except OSError as exc:
         raise _NoPlaceError(f"creating {path}: {(exc.strerror or str(exc)).lower()}; run this as root") from exc
     try:
@@ -178,9 +179,11 @@ def _listen() -> socket.socket:
     path = control.runtime_path("confirm.sock")
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)
+    # Not by chmod: the directory may be another user's, who could put a link in the socket's place.
+    before = os.umask(0o177)
     with control.short(path) as address:
         listener.bind(address)
-    path.chmod(0o600)
+    os.umask(before)
     listener.listen()
     return listener
 

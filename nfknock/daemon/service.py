@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from nfknock.backends import make_backend
-from nfknock.config import Config
+from nfknock.config import Config, read
 from nfknock.core.decisions import CloseDoor, Command, OpenDoor, SequenceTimeout, SourceIgnored, StageReached
 from nfknock.core.lint import FEW_LEFT
 from nfknock.core.model import Door, IPAddress
@@ -28,6 +28,7 @@ from nfknock.daemon.intake import Intake
 from nfknock.daemon.outlets import ON_STDERR, Outlets, written_aside
 from nfknock.daemon.spending import Spender
 from nfknock.daemon.threads import in_thread
+from nfknock.daemon.user import step_down
 from nfknock.errors import NfknockError
 from nfknock.readers import Reader, make_reader, make_stray_reader
 
@@ -248,6 +249,8 @@ class Service:
         supervisor.notify("READY=1")
 
     async def _take_up(self, config: Config) -> None:
+        if config.user != self._config.user:
+            raise NfknockError("another user needs a restart")
         # What "auto" is changes with whoever applies.
         if config.backend != self._config.backend or config.backend.name == "auto":
             await self._firewall.exchange(lambda: make_backend(config.backend))
@@ -338,5 +341,7 @@ def _say_in_a_line(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) ->
 def serve(path: Path) -> None:
     """Run the daemon until it is told to stop. Raises NfknockError."""
     config = load_counting(path)
+    step_down(config.user)
+    read(path)  # as the user that it is now: a reload has to be able to
     with control.sole_daemon(), written_aside(sys.stderr, config.log) as outlets:
         asyncio.run(Service(config, outlets).run())

@@ -31,31 +31,34 @@ class Trial:
         try:
             state_directory().mkdir(mode=0o700, parents=True, exist_ok=True)
             content = {"sha256": _hash(files.read_regular(self.path)), "boot": _boot()}
-            files.replace(self._file("trial"), json.dumps(content).encode())
+            files.replace(self._file("trial"), json.dumps(content).encode(), is_shared=True)
         except OSError as exc:
             reason = (exc.strerror or str(exc)).lower()
             raise NfknockError(f"noting in {state_directory()} that this is on trial: {reason}") from exc
 
     def end(self, *, is_taken_back: bool) -> None:
         """Note how the trial ended: the configuration counts, or it does not."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, NfknockError):
             if not is_taken_back:
                 self._file("trial").unlink(missing_ok=True)
                 return
             noted = self._read("trial")
             if noted is not None:
-                files.replace(self._file("trial"), json.dumps({**noted, "boot": ""}).encode())
+                files.replace(self._file("trial"), json.dumps({**noted, "boot": ""}).encode(), is_shared=True)
 
     def note_applied(self, content: bytes) -> None:
         """Keep a configuration that counts from now on, for when the next one is not confirmed."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, NfknockError):
             state_directory().mkdir(mode=0o700, parents=True, exist_ok=True)
             kept = {"content": base64.b64encode(content).decode()}
             if self._read("applied") != kept:
-                files.replace(self._file("applied"), json.dumps(kept).encode())
+                files.replace(self._file("applied"), json.dumps(kept).encode(), is_shared=True)
 
     def is_rejected(self, content: bytes) -> bool:
-        """Whether this was on trial and nobody confirmed it: it was taken back, or the host was rebooted."""
+        """Whether this was on trial and nobody confirmed it: it was taken back, or the host was rebooted.
+
+        Raises NfknockError where it cannot be known.
+        """
         noted = self._read("trial")
         return noted is not None and noted.get("sha256") == _hash(content) and noted.get("boot") != _boot()
 
@@ -86,6 +89,9 @@ class Trial:
     def _read(self, kind: str) -> dict[str, Any] | None:
         try:
             read = json.loads(files.read_regular(self._file(kind)))
+        except PermissionError:
+            # Not to know would be to take what was rejected.
+            raise NfknockError(f"reading {self._file(kind)}: permission denied; run this as root") from None
         except (OSError, ValueError):
             return None
         return read if isinstance(read, dict) else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterator
 
+from nfknock import files
 from nfknock.doctor.findings import Finding, Patient
 from nfknock.host.interfaces import LOOPBACK, matching, names
 
@@ -26,15 +27,16 @@ def is_secret(check: str, patient: Patient) -> Iterator[Finding]:
     """Say whether anybody but its owner can read the sequences, or change them."""
     try:
         mode = stat.S_IMODE(patient.path.stat().st_mode)
+        others = files.exposed(patient.path)
     except FileNotFoundError:
         return
     mend = f"chmod 600 {patient.path}"
-    if mode & 0o022:
+    if others & 0o022:
         yield Finding(check, "fault", f"others can change {patient.path} (mode {mode:04o})", mend)
-    elif mode & 0o044:
+    elif others & 0o044:
         yield Finding(check, "fault", f"others can read the knocks in {patient.path} (mode {mode:04o})", mend)
     else:
-        yield Finding(check, "ok", f"{patient.path} is its owner's alone")
+        yield Finding(check, "ok", f"{patient.path} is nobody else's to read")
 
 
 def has_its_interfaces(check: str, patient: Patient) -> Iterator[Finding]:
