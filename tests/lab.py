@@ -292,9 +292,9 @@ class Lab:
 class Daemon:
     """A running `nfknock run`, whose log is collected."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, *options: str) -> None:
         self.lines: list[str] = []
-        self.process = host.start(*NFKNOCK, "run", stderr=subprocess.PIPE)
+        self.process = host.start(*NFKNOCK, "run", *options, stderr=subprocess.PIPE)
         self._collector = threading.Thread(target=self._collect, daemon=True)
         self._collector.start()
 

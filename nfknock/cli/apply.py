@@ -26,25 +26,26 @@ _LONGEST_TRIAL = 86400.0
 @click.option("--dry-run", is_flag=True, help="Print the difference in iptables-save notation; change nothing.")
 @click.option("--confirm", metavar="SECONDS", help="Take it back after so long, unless `nfknock confirm` is run.")
 @click.option("--force", is_flag=True, help="Apply what would be refused, was taken back or never confirmed.")
+@click.option(
+    "--or-last", is_flag=True, help="For a boot: if it is wrong, apply the last one that was; refuse nothing."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @pass_settings
-def apply(settings: Settings, dry_run: bool, confirm: str | None, force: bool, as_json: bool) -> None:
+def apply(settings: Settings, dry_run: bool, confirm: str | None, force: bool, or_last: bool, as_json: bool) -> None:
     """Bring the firewall to what the configuration says, all at once."""
     timeout = duration_of("--confirm", confirm, _LONGEST_TRIAL) if confirm is not None else 0.0
     if confirm is not None and (dry_run or not timeout):
         raise click.UsageError("--confirm needs a time, and something to be applied", click.get_current_context())
-    content = read(settings.path)
-    if not (force or timeout):
-        content = _counting(settings, content, dry_run=dry_run)
-    # A guard with a door that stays shut is better than no guard.
-    config = settings.load(content, tolerates="anything")
+    if or_last and (timeout or force):
+        raise click.UsageError("--or-last goes with neither --confirm nor --force", click.get_current_context())
+    config, content = _pick(settings, is_meant=force or bool(timeout), dry_run=dry_run, or_last=or_last)
     choice, why = choose(config)
     if config.backend != choice:
         click.echo(f"the backend is {choice.name}: {why}", err=True)
     config = replace(config, backend=choice)
     backend = make_backend(choice)
     warnings = backend.probe()
-    warnings += refuse_or_warn(config, backend, force=force, dry_run=dry_run, as_json=as_json)
+    warnings += refuse_or_warn(config, backend, force=force or or_last, dry_run=dry_run, as_json=as_json)
     if settings.is_verbose and not (dry_run or as_json):
         for line in backend.apply(config.plan, dry_run=True).difference:
             click.echo(line)
@@ -56,10 +57,34 @@ def apply(settings: Settings, dry_run: bool, confirm: str | None, force: bool, a
         with guard.nobody_waits():
             change = _apply(backend, config)
         trial = Trial(settings.path)
-        if content == read(settings.path):
+        if _is_current(settings, content):
             trial.end(is_taken_back=False)
             trial.note_applied(content)
     _report(replace(change, warnings=(*warnings, *change.warnings)), as_json=as_json)
+
+
+def _pick(settings: Settings, *, is_meant: bool, dry_run: bool, or_last: bool) -> tuple[Config, bytes]:
+    """Return what is to be applied, and what the file held. Raises ConfigError."""
+    try:
+        content = read(settings.path)
+        if not is_meant:
+            content = _counting(settings, content, dry_run=dry_run)
+        # A guard with a door that stays shut is better than no guard.
+        return settings.load(content, tolerates="anything"), content
+    except ConfigError as exc:
+        kept = Trial(settings.path).last() if or_last else None
+        if kept is None:
+            raise
+        warn(f"{exc}; the last configuration that was applied counts")
+        return settings.load(kept, tolerates="anything"), kept
+
+
+def _is_current(settings: Settings, content: bytes) -> bool:
+    """Whether the file still holds this. Nothing is noted of an older one that was put in its place."""
+    try:
+        return content == read(settings.path)
+    except ConfigError:
+        return False
 
 
 def _counting(settings: Settings, content: bytes, *, dry_run: bool) -> bytes:

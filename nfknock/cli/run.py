@@ -10,12 +10,13 @@ from nfknock.cli.settings import Settings, pass_settings
 
 
 @click.command()
+@click.option("--or-last", is_flag=True, help="Where the configuration is wrong, the last one that was applied counts.")
 @pass_settings
-def run(settings: Settings) -> None:
+def run(settings: Settings, or_last: bool) -> None:
     """Listen for knocks, in the foreground, until SIGTERM. SIGHUP reads the configuration anew."""
     # First of all: a reload that is asked for too early must not end us.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # Only here: everything else works where there is no netfilter.
     from nfknock.daemon.service import serve
 
-    serve(settings.path)
+    serve(settings.path, or_last=or_last)

@@ -22,7 +22,7 @@ from nfknock.core.plan import Plan, ReaderKind, knock_ports
 from nfknock.core.tracker import Tracker
 from nfknock.daemon import control, logs, supervisor
 from nfknock.daemon.commands import CommandRunner
-from nfknock.daemon.counting import load_counting
+from nfknock.daemon.counting import load_counting, load_or_last
 from nfknock.daemon.firewall import Firewall
 from nfknock.daemon.intake import Intake
 from nfknock.daemon.outlets import ON_STDERR, Outlets, written_aside
@@ -338,10 +338,11 @@ def _say_in_a_line(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) ->
     logs.log.error("%s: %s", context["message"], context.get("exception", "no reason is known"))
 
 
-def serve(path: Path) -> None:
-    """Run the daemon until it is told to stop. Raises NfknockError."""
-    config = load_counting(path)
+def serve(path: Path, *, or_last: bool = False) -> None:
+    """Run the daemon until it is told to stop; for `or_last` see load_or_last. Raises NfknockError."""
+    config = load_or_last(path) if or_last else load_counting(path)
     step_down(config.user)
-    read(path)  # as the user that it is now: a reload has to be able to
+    if not or_last:
+        read(path)  # as the user that it is now: a reload has to be able to
     with control.sole_daemon(), written_aside(sys.stderr, config.log) as outlets:
         asyncio.run(Service(config, outlets).run())

@@ -74,13 +74,20 @@ class Trial:
         """
         if not self.is_rejected(content):
             return content
+        kept = self.last()
+        if kept is None:
+            raise ConfigError(
+                f"{self.path}: was on trial and nobody confirmed it; run `nfknock apply --confirm 60` again"
+            )
+        return kept
+
+    def last(self) -> bytes | None:
+        """Return the last configuration that was applied and counted, None where none is known."""
         kept = self._read("applied")
         try:
             return base64.b64decode(kept["content"], validate=True)  # type: ignore[index]
         except (TypeError, KeyError, ValueError):
-            raise ConfigError(
-                f"{self.path}: was on trial and nobody confirmed it; run `nfknock apply --confirm 60` again"
-            ) from None
+            return None
 
     def _file(self, kind: str) -> Path:
         name = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16]

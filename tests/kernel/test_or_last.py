@@ -1,0 +1,69 @@
+"""A boot with a wrong configuration: the last one that was applied counts, for the firewall and for the daemon."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.lab import BASTION4, NFKNOCK, Daemon, Lab
+
+GOOD = """
+[doors.ssh]
+sequence = ["7101", "8203/udp", "9307"]
+open = ["22/tcp"]
+"""
+OTHER = GOOD.replace("7101", "7102")
+KNOCKS = ("7101", "8203:udp", "9307")
+
+
+def reboot(lab: Lab) -> None:
+    """Forget what a kernel forgets."""
+    for command in ("iptables-legacy", "ip6tables-legacy"):
+        for arguments in ("-P INPUT ACCEPT", "-F", "-X"):
+            lab.bastion.run(command, *arguments.split())
+
+
+def never_confirmed(lab: Lab) -> None:
+    lab.configure(OTHER)
+    lab.nfknock("apply", "--confirm", "1", check=False)
+
+
+WRONG = {
+    "a key that nobody knows": lambda lab: lab.configure("[doors.ssh]\nopn = 1\n"),
+    "no file at all": lambda lab: lab.config.unlink(),
+    "taken back, as nobody confirmed": never_confirmed,
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_the_last_one_that_was_applied_counts(lab: Lab, what: str) -> None:
+    lab.serve(22)
+    lab.configure(GOOD)
+    lab.nfknock("apply")
+    stands = lab.rules()
+    WRONG[what](lab)
+    reboot(lab)
+    assert lab.nfknock("apply", check=False).returncode == 2
+    done = lab.nfknock("apply", "--or-last")
+    assert "; the last configuration that was applied counts" in done.stderr
+    assert lab.rules() == stands
+    with Daemon(lab.bastion, "--or-last") as daemon:
+        lab.knock(BASTION4, *KNOCKS)
+        daemon.wait_for("opened 22/tcp")
+        assert lab.reaches(BASTION4, 22)
+        assert daemon.process.poll() is None
+
+
+def test_without_a_last_one_it_is_an_error(lab: Lab) -> None:
+    lab.configure("[doors.ssh]\nopn = 1\n")
+    for command in ("apply", "run"):
+        done = lab.bastion.run(*NFKNOCK, command, "--or-last", check=False)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"nfknock: {lab.config}: doors.ssh.opn: unknown key")
+
+
+def test_a_right_configuration_is_what_is_applied(lab: Lab) -> None:
+    lab.configure(GOOD)
+    lab.nfknock("apply")
+    lab.configure(OTHER)
+    assert lab.nfknock("apply", "--or-last").stdout == "changed\n"
+    assert "7102" in lab.rules()
