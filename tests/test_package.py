@@ -24,4 +24,5 @@ def test_the_wheel_holds_every_package_and_the_rules(tmp_path: Path) -> None:
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     own = {str(path.relative_to(ROOT)) for path in (ROOT / "nfknock").rglob("*.py")}
     rules = {f"nfknock/rules/{path.name}" for path in (ROOT / "rules").iterdir() if path.suffix in (".py", ".toml")}
-    assert held == own | rules | {"nfknock/py.typed"}
+    units = {f"nfknock/systemd/{path.name}" for path in (ROOT / "nfknock/systemd").iterdir()}
+    assert held == own | rules | units | {"nfknock/py.typed"}
