@@ -24,10 +24,13 @@ settings.load_profile("nfknock")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what no ordinary user can do on any machine."""
+    """Leave out what no ordinary user can do on any machine, and what takes long unless all was asked for."""
     if not is_root():
         config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("root")])
         items[:] = [item for item in items if not item.get_closest_marker("root")]
+    for item in items:
+        if item.get_closest_marker("long") and not _LONG:
+            item.add_marker(pytest.mark.skip(reason="takes long; script/test --all runs it"))
 
 
 @pytest.fixture(scope="session")
