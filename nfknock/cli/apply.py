@@ -25,17 +25,18 @@ _LONGEST_TRIAL = 86400.0
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Print the difference in iptables-save notation; change nothing.")
 @click.option("--confirm", metavar="SECONDS", help="Take it back after so long, unless `nfknock confirm` is run.")
+@click.option("--no-wait", is_flag=True, help="With --confirm: end at once, while it may still be taken back.")
 @click.option("--force", is_flag=True, help="Apply what would be refused, was taken back or never confirmed.")
 @click.option(
     "--or-last", is_flag=True, help="For a boot: if it is wrong, apply the last one that was; refuse nothing."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @pass_settings
-def apply(settings: Settings, dry_run: bool, confirm: str | None, force: bool, or_last: bool, as_json: bool) -> None:
+def apply(
+    settings: Settings, dry_run: bool, confirm: str | None, no_wait: bool, force: bool, or_last: bool, as_json: bool
+) -> None:
     """Bring the firewall to what the configuration says, all at once."""
-    timeout = duration_of("--confirm", confirm, _LONGEST_TRIAL) if confirm is not None else 0.0
-    if confirm is not None and (dry_run or not timeout):
-        raise click.UsageError("--confirm needs a time, and something to be applied", click.get_current_context())
+    timeout = _trial_timeout(confirm, dry_run=dry_run, no_wait=no_wait)
     if or_last and (timeout or force):
         raise click.UsageError("--or-last goes with neither --confirm nor --force", click.get_current_context())
     config, content = _pick(settings, is_meant=force or bool(timeout), dry_run=dry_run, or_last=or_last)
@@ -49,10 +50,14 @@ def apply(settings: Settings, dry_run: bool, confirm: str | None, force: bool, o
     if settings.is_verbose and not (dry_run or as_json):
         for line in backend.apply(config.plan, dry_run=True).difference:
             click.echo(line)
+    is_on_trial = False
     if dry_run:
         change = backend.apply(config.plan, dry_run=True)
     elif timeout:
-        change = _apply_on_trial(settings, config, timeout, as_json=as_json)
+        change, is_on_trial = _apply_on_trial(settings, config, content, timeout)
+        if is_on_trial:
+            _wait(timeout, quiet=as_json, only_say=no_wait)
+            is_on_trial = no_wait
     else:
         with guard.nobody_waits():
             change = _apply(backend, config)
@@ -60,7 +65,18 @@ def apply(settings: Settings, dry_run: bool, confirm: str | None, force: bool, o
         if _is_current(settings, content):
             trial.end(is_taken_back=False)
             trial.note_applied(content)
-    _report(replace(change, warnings=(*warnings, *change.warnings)), as_json=as_json)
+    change = replace(change, warnings=(*warnings, *change.warnings))
+    _report(change, as_json=as_json, **({"on_trial": is_on_trial} if timeout else {}))
+
+
+def _trial_timeout(confirm: str | None, *, dry_run: bool, no_wait: bool) -> float:
+    """Return how many seconds there are to confirm, 0 without a trial. Raises UsageError."""
+    timeout = duration_of("--confirm", confirm, _LONGEST_TRIAL) if confirm is not None else 0.0
+    if confirm is not None and (dry_run or not timeout):
+        raise click.UsageError("--confirm needs a time, and something to be applied", click.get_current_context())
+    if no_wait and not timeout:
+        raise click.UsageError("--no-wait is for --confirm", click.get_current_context())
+    return timeout
 
 
 def _pick(settings: Settings, *, is_meant: bool, dry_run: bool, or_last: bool) -> tuple[Config, bytes]:
@@ -112,25 +128,24 @@ def _apply(backend: Backend, config: Config) -> Change:
     return change
 
 
-def _apply_on_trial(settings: Settings, config: Config, timeout: float, *, as_json: bool) -> Change:
+def _apply_on_trial(settings: Settings, config: Config, content: bytes, timeout: float) -> tuple[Change, bool]:
+    """Apply it under a guard; return what changed, and whether there is anything for somebody to confirm."""
     trial = Trial(settings.path)
     backend = make_backend(config.backend)
-    consequences = _Consequences(trial, read(settings.path), was_applied=backend.state().applied)
+    consequences = _Consequences(trial, content, was_applied=backend.state().applied)
+    is_known = trial.is_counting(content)
     guard.start(lambda: make_backend(config.backend), timeout, consequences)
     try:
-        trial.begin()
+        trial.begin(content)
         change = _apply(backend, config)
     except BaseException:
         guard.tell("take back")
         raise
-    if not change.changed:
-        guard.tell("keep")
-        return change
-    outcome = _wait(timeout, quiet=as_json)
-    if outcome != guard.KEPT:
-        why = f"nobody confirmed within {timeout:g} s" if outcome == guard.TAKEN_BACK else outcome
-        raise NfknockError(f"{why}; the firewall is as it was before")
-    return change
+    # The same ports in another order leave the firewall as it is, and lock people out all the same.
+    if change.changed or not is_known:
+        return change, True
+    guard.tell("keep")
+    return change, False
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,11 +171,20 @@ class _Consequences:
             control.reload_daemon()
 
 
-def _wait(timeout: float, *, quiet: bool) -> str:
-    """Wait until somebody confirms, here or elsewhere, or until it is taken back."""
-    is_terminal = sys.stdin.isatty() and not quiet
+def _wait(timeout: float, *, quiet: bool, only_say: bool) -> None:
+    """Wait until somebody confirms, here or elsewhere. Raises NfknockError when it was taken back."""
+    is_terminal = sys.stdin.isatty() and not (quiet or only_say)
     here = ", or type y and Enter" if is_terminal else ""
     click.echo(f"applied; taken back in {timeout:g} s unless you run `nfknock confirm`{here}", err=True)
+    if only_say:
+        return
+    outcome = _outcome(is_terminal=is_terminal)
+    if outcome != guard.KEPT:
+        why = f"nobody confirmed within {timeout:g} s" if outcome == guard.TAKEN_BACK else outcome
+        raise NfknockError(f"{why}; the firewall is as it was before")
+
+
+def _outcome(*, is_terminal: bool) -> str:
     with guard.watching() as outcome, selectors.DefaultSelector() as selector:
         selector.register(outcome, selectors.EVENT_READ)
         if is_terminal:
@@ -204,12 +228,12 @@ def remove(settings: Settings, as_json: bool) -> None:
     _report(change, as_json=as_json)
 
 
-def _report(change: Change, *, as_json: bool) -> None:
+def _report(change: Change, *, as_json: bool, **more: bool) -> None:
     for line in change.warnings:
         warn(line)
     if as_json:
         report = {"changed": change.changed, "difference": change.difference, "warnings": change.warnings}
-        click.echo(json.dumps(report))
+        click.echo(json.dumps({**report, **more}))
         return
     for line in change.difference:
         click.echo(line)

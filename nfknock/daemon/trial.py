@@ -26,12 +26,12 @@ class Trial:
 
     path: Path
 
-    def begin(self) -> None:
-        """Note that what the file holds now is on trial. Raises NfknockError."""
+    def begin(self, content: bytes) -> None:
+        """Note that this configuration is on trial. Raises NfknockError."""
         try:
             state_directory().mkdir(mode=0o700, parents=True, exist_ok=True)
-            content = {"sha256": _hash(files.read_regular(self.path)), "boot": _boot()}
-            files.replace(self._file("trial"), json.dumps(content).encode(), is_shared=True)
+            noted = {"sha256": _hash(content), "boot": _boot()}
+            files.replace(self._file("trial"), json.dumps(noted).encode(), is_shared=True)
         except OSError as exc:
             reason = (exc.strerror or str(exc)).lower()
             raise NfknockError(f"noting in {state_directory()} that this is on trial: {reason}") from exc
@@ -50,9 +50,13 @@ class Trial:
         """Keep a configuration that counts from now on, for when the next one is not confirmed."""
         with contextlib.suppress(OSError, NfknockError):
             state_directory().mkdir(mode=0o700, parents=True, exist_ok=True)
-            kept = {"content": base64.b64encode(content).decode()}
+            kept = _kept(content)
             if self._read("applied") != kept:
                 files.replace(self._file("applied"), json.dumps(kept).encode(), is_shared=True)
+
+    def is_counting(self, content: bytes) -> bool:
+        """Whether this is the configuration that was applied last, and nothing speaks against it."""
+        return self._read("applied") == _kept(content) and not self.is_rejected(content)
 
     def is_rejected(self, content: bytes) -> bool:
         """Whether this was on trial and nobody confirmed it: it was taken back, or the host was rebooted.
@@ -102,6 +106,10 @@ class Trial:
         except (OSError, ValueError):
             return None
         return read if isinstance(read, dict) else None
+
+
+def _kept(content: bytes) -> dict[str, str]:
+    return {"content": base64.b64encode(content).decode()}
 
 
 def _hash(content: bytes) -> str:

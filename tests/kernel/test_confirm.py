@@ -157,7 +157,40 @@ def test_what_changes_nothing_needs_no_confirmation(host: Lab) -> None:
     assert host.nfknock("confirm", check=False).returncode == 1
 
 
-@pytest.mark.parametrize("arguments", [["--confirm", "x"], ["--confirm", "0"], ["--confirm", "5", "--dry-run"]])
+def test_the_same_ports_in_another_order_are_a_trial_too(host: Lab) -> None:
+    """The firewall stays as it is; what the daemon listens for does not."""
+    host.nfknock("apply")
+    rules = host.rules()
+    daemon = host.daemon()
+    host.configure(DOOR.replace('"7101", "8203/udp"', '"8203/udp", "7101"'))
+    assert json.loads(host.nfknock("apply", "--confirm", "4", "--no-wait", "--json").stdout)["on_trial"] is True
+    daemon.signal(signal.SIGHUP)
+    daemon.wait_for("reloaded")
+    daemon.wait_for("was on trial and nobody confirmed it: the one before counts")
+    daemon.wait_for("reloaded", count=2)
+    assert host.rules() == rules
+    host.knock(BASTION4, "7101", "8203:udp")
+    daemon.wait_for("opened 22/tcp")
+
+
+def test_nobody_has_to_wait_for_the_confirmation(host: Lab) -> None:
+    before = host.rules()
+    done = host.nfknock("apply", "--confirm", "60", "--no-wait", "--json")
+    assert done.stderr == "applied; taken back in 60 s unless you run `nfknock confirm`\n"
+    report = json.loads(done.stdout)
+    assert (report["changed"], report["on_trial"]) == (True, True)
+    applied = host.rules()
+    assert applied != before
+    assert host.nfknock("confirm").stdout == "kept\n"
+    assert host.rules() == applied
+    report = json.loads(host.nfknock("apply", "--confirm", "60", "--no-wait", "--json").stdout)
+    assert (report["changed"], report["on_trial"]) == (False, False)
+    assert host.nfknock("confirm", check=False).returncode == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--confirm", "x"], ["--confirm", "0"], ["--confirm", "5", "--dry-run"], ["--no-wait"]]
+)
 def test_wrong_calls(host: Lab, arguments: list[str]) -> None:
     done = host.nfknock("apply", *arguments, check=False)
     assert done.returncode == 2
