@@ -11,11 +11,14 @@ import base64
 import contextlib
 import hashlib
 import json
+import os
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nfknock import files
+from nfknock.daemon import control
 from nfknock.daemon.journal import state_directory
 from nfknock.errors import ConfigError, NfknockError
 
@@ -30,7 +33,7 @@ class Trial:
         """Note that this configuration is on trial. Raises NfknockError."""
         try:
             state_directory().mkdir(mode=0o700, parents=True, exist_ok=True)
-            noted = {"sha256": _hash(content), "boot": _boot()}
+            noted = {"sha256": _hash(content), "boot": _note_boot()}
             files.replace(self._file("trial"), json.dumps(noted).encode(), is_shared=True)
         except OSError as exc:
             reason = (exc.strerror or str(exc)).lower()
@@ -117,4 +120,25 @@ def _hash(content: bytes) -> str:
 
 
 def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    """Return what tells this boot from the others, as far as anything was on trial in it.
+
+    The kernel's boot id will not do: in a container, root and the daemon in its sandbox may see different ones.
+    """
+    try:
+        return files.read_regular(_boot_path()).decode()
+    except OSError:
+        return "another"
+
+
+def _note_boot() -> str:
+    with os.fdopen(files.open_shared(_boot_path()), "r+") as file:
+        name = file.read()
+        if not name:
+            name = secrets.token_hex(16)
+            file.write(name)
+        return name
+
+
+def _boot_path() -> Path:
+    # What is in there does not outlive a reboot.
+    return control.runtime_directory() / "boot"

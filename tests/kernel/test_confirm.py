@@ -238,6 +238,18 @@ def test_a_daemon_does_not_put_back_what_was_taken_back(host: Lab) -> None:
     assert not any("put back" in line for line in with_daemon.lines)
 
 
+def test_a_sandbox_may_see_another_boot_id(host: Lab) -> None:
+    """As in a container whose manager has put another one over the kernel's: a fresh /proc has not got that."""
+    process = start(host, 30)
+    other = host.directory / "boot_id"
+    other.write_text("00000000-0000-0000-0000-000000000000\n")
+    script = 'mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"'
+    done = host.bastion.run("unshare", "--mount", "sh", "-c", script, str(other), *NFKNOCK, "apply", check=False)
+    assert "waits for its confirmation" in done.stderr
+    host.nfknock("confirm")
+    assert ended(process)[0] == 0
+
+
 def reboot(host: Lab) -> None:
     """What a reboot leaves: no rules, no processes, and another boot id than the one that was noted."""
     host.nfknock("remove")
