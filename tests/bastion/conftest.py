@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bastion.machine import HERE, ROOT, Machine, machine, why_not
+from tests.bastion.machine import HERE, ROOT, Machine, alone, machine, why_not
 
 Once = Callable[[str, Callable[[Path], None]], Path]
 
@@ -90,7 +90,7 @@ def give_up(reason: str) -> None:
 @pytest.fixture
 def bare(tree: Path, tmp_path: Path) -> Iterator[Machine]:
     """A machine without nfknock; it is for the test to boot it."""
-    with machine(tmp_path, tree) as made:
+    with alone(), machine(tmp_path, tree) as made:
         yield made
 
 
@@ -99,7 +99,7 @@ def installed(once: Once, tree: Path, deb: Path) -> Path:
     """What the installation of the package writes, as a layer over the bare Debian."""
 
     def make(directory: Path) -> None:
-        with machine(directory, tree) as made:
+        with alone(), machine(directory, tree) as made:
             made.boot()
             made.install(deb)
 
@@ -109,5 +109,5 @@ def installed(once: Once, tree: Path, deb: Path) -> Path:
 @pytest.fixture
 def bastion(installed: Path, tree: Path, tmp_path: Path) -> Iterator[Machine]:
     """A machine on which nfknock was installed; it is for the test to boot it."""
-    with machine(tmp_path, installed, tree) as made:
+    with alone(), machine(tmp_path, installed, tree) as made:
         yield made

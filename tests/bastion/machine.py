@@ -45,13 +45,18 @@ class Machine:
         self.lab: Lab
         """The network of this boot, with its client."""
         self.is_up = False
-        self._key = directory / "key"
-        self._keygen(self._key)
+        self.key = directory / "key"
+        """What root may log in with."""
+        self._keygen(self.key)
         host_key = self.path("/etc/ssh/ssh_host_ed25519_key")
         if not host_key.exists():
             host_key.parent.mkdir(parents=True, exist_ok=True)
             self._keygen(host_key)
-        self.write("/root/.ssh/authorized_keys", self._key.with_suffix(".pub").read_text(), mode=0o600)
+        self.write("/root/.ssh/authorized_keys", self.public_key, mode=0o600)
+
+    @property
+    def public_key(self) -> str:
+        return self.key.with_suffix(".pub").read_text()
 
     @staticmethod
     def _keygen(path: Path) -> None:
@@ -137,7 +142,7 @@ class Machine:
     def ssh_command(self, within: float = 10) -> list[str]:
         options = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "BatchMode=yes"]
         options += [f"ConnectTimeout={within:g}", "IdentitiesOnly=yes"]
-        return ["ssh", "-F", "none", "-i", str(self._key), *(f"-o{each}" for each in options), f"root@{BASTION4}"]
+        return ["ssh", "-F", "none", "-i", str(self.key), *(f"-o{each}" for each in options), f"root@{BASTION4}"]
 
     def install(self, package: Path, *options: str) -> str:
         """Install a .deb, with what it needs from the repository on the machine."""
@@ -212,18 +217,24 @@ class Machine:
 
 
 @contextlib.contextmanager
-def machine(directory: Path, *layers: Path) -> Iterator[Machine]:
-    """A machine that is shut down at the end; of those that run the tests side by side, one has one at a time."""
-    alone = os.open(HERE, os.O_RDONLY)
+def alone() -> Iterator[None]:
+    """Be the only one to boot machines, of those that run the tests of this checkout side by side."""
+    lock = os.open(HERE, os.O_RDONLY)
     try:
-        fcntl.flock(alone, fcntl.LOCK_EX)
-        made = Machine(directory, layers)
-        try:
-            yield made
-        finally:
-            made.shut_down()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
     finally:
-        os.close(alone)
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def machine(directory: Path, *layers: Path) -> Iterator[Machine]:
+    """A machine that is shut down at the end."""
+    made = Machine(directory, layers)
+    try:
+        yield made
+    finally:
+        made.shut_down()
 
 
 __all__ = ["BASTION4", "CLIENT4", "Machine", "machine", "why_not"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.bastion.conftest import Once, build, find_tree, needs, run_script
-from tests.bastion.machine import BASTION4, ROOT, Machine, machine
+from tests.bastion.machine import BASTION4, ROOT, Machine, alone, machine
 from tests.bastion.test_bastion import configure, knock, status, wait_until_it_runs
 from tests.lab import CLIENT4, wait_until
 
@@ -101,7 +101,7 @@ def test_a_removal_takes_the_firewall_out_and_a_purge_leaves_nothing(bare: Machi
 def test_debian_13(once: Once, tmp_path: Path) -> None:
     """With another Python, another iptables, and libraries of the release's own; the package is built here."""
     package = build(once, "deb13", "--release", "debian13")
-    with machine(tmp_path, find_tree("trixie")) as bastion:
+    with alone(), machine(tmp_path, find_tree("trixie")) as bastion:
         bastion.boot()
         assert "Warning" not in bastion.install(package)
         configure(bastion)
