@@ -66,6 +66,22 @@ def test_it_is_back_within_five_seconds_open_holes_included(lab: Lab, kind: str)
         assert has_rule_of_others(lab), "what the others loaded stays"
 
 
+@pytest.mark.parametrize(
+    ("backend", "flushes"),
+    [
+        ("ipset", ["iptables-legacy -F NFKNOCK_HOLES", "ip6tables-legacy -F NFKNOCK_HOLES"]),
+        ("nftables", ["nft flush chain inet nfknock holes"]),
+    ],
+)
+def test_the_rules_that_look_at_sets_come_back(lab: Lab, backend: str, flushes: list[str]) -> None:
+    daemon = ready(lab, f'[firewall]\nbackend = "{backend}"\n[reader]\nkind = "nflog"\n')
+    for flush in flushes:
+        lab.bastion.run(*flush.split())
+    daemon.wait_for("; put back, with ")
+    for bastion in (BASTION4, BASTION6):
+        assert lab.reaches(bastion, 22)
+
+
 def test_a_knock_repairs_what_it_needs(lab: Lab) -> None:
     daemon = ready(lab)
     lab.nfknock("close", "--all")

@@ -18,7 +18,7 @@ from nfknock.backends.iptables.edits import Wanted
 from nfknock.backends.iptables.layout import ENTRANCES, FOUND, INPUT, is_own
 from nfknock.backends.iptables.rules import RuleStore
 from nfknock.backends.iptables.sets import SetStore
-from nfknock.backends.iptables.store import Key, Store, looks_at_sets
+from nfknock.backends.iptables.store import Key, Store, has_rules_of_holes, looks_at_sets
 from nfknock.backends.xtables import binding
 from nfknock.backends.xtables.table import FilterTable, NoTableError
 from nfknock.core.model import Family, Hole, IPAddress, Opening, family_of
@@ -66,13 +66,14 @@ class IptablesBackend:
         tables = self._tables.values()
         if any(looks_at_sets(table) for table in tables):
             return self.name == "ipset"
-        # Sets that nothing looks at are ipset's, and chains in use that do not are the other's, as amid a move. Chains
-        # that nobody uses are what a flush has left, and where there are sets too, it has left them both of ipset.
+        # Sets that nothing looks at are ipset's, and holes that are rules are the other's, as amid a move. Chains that
+        # nobody uses, or that have no hole, are what a flush has left, and where there are sets too, they were ipset's.
         has_sets = bool(self._sets.heads())
         if self.name == "ipset":
             return has_sets
-        in_use = [table for table in tables if not has_sets or edits.is_entered(table)]
-        return any(is_own(chain) for table in in_use for chain in table.chains())
+        if has_sets:
+            return any(edits.is_entered(table) and has_rules_of_holes(table) for table in tables)
+        return any(is_own(chain) for table in tables for chain in table.chains())
 
     def apply(self, plan: Plan, *, holes: Iterable[Hole] = (), dry_run: bool = False) -> Change:
         if plan.knocks_a_second:

@@ -67,6 +67,11 @@ def hole_chains(table: FilterTable) -> list[str]:
     return [chain for chain in (HOLES, FORWARD_HOLES) if chain in chains]
 
 
+def has_rules_of_holes(table: FilterTable) -> bool:
+    """Whether anything stands where holes do, be it holes or what looks at them."""
+    return any(table.entries(chain) for chain in hole_chains(table))
+
+
 def looks_at_sets(table: FilterTable) -> bool:
     """Whether the holes of this table are in sets."""
     return any("set" in entry.matches() for chain in hole_chains(table) for entry in table.entries(chain))
