@@ -23,6 +23,8 @@ BUNDLED = ("click", "msgspec", "NetfilterQueue", "pyroute2", "python-iptables", 
 # What is compiled for one Python alone, and which Debian has for its own. A package for that release can be built on
 # any other.
 OF_THE_RELEASE = {"debian13": {"msgspec": "python3-msgspec (>= 0.19)", "NetfilterQueue": "python3-netfilterqueue"}}
+# Debian 12 wants units there and nowhere else; later releases want nothing in /lib, which is a link.
+UNITS = {"debian12": Path("lib/systemd/system")}
 PRIVATE = Path("usr/lib/nfknock")
 DOC = Path("usr/share/doc/nfknock")
 DATED = datetime.fromtimestamp(int(os.environ["SOURCE_DATE_EPOCH"]), UTC)
@@ -43,7 +45,7 @@ def main() -> None:
         tree = Path(scratch, "nfknock")
         place_libraries(tree / PRIVATE, options.site_packages, [name for name in BUNDLED if name not in taken])
         place_program(tree)
-        place_units(tree)
+        place_units(tree, UNITS.get(options.release, Path("usr/lib/systemd/system")))
         place_documents(tree, version)
         write_control(tree, version, list(taken.values()) or [f"python3 (<< {next_python()})"])
         set_modes(tree)
@@ -131,10 +133,10 @@ def place_program(tree: Path) -> None:
     copy(HERE / "nfknock", tree / "usr/bin/nfknock")
 
 
-def place_units(tree: Path) -> None:
+def place_units(tree: Path, units: Path) -> None:
     """Copy what systemd and logrotate read. The configuration's directory is there, and empty."""
     for unit in ("nfknock.service", "nfknock-apply.service"):
-        copy(SYSTEMD / unit, tree / "lib/systemd/system" / unit)
+        copy(SYSTEMD / unit, tree / units / unit)
     for kind in ("sysusers", "tmpfiles", "modules-load"):
         copy(SYSTEMD / f"{kind}.conf", tree / f"usr/lib/{kind}.d/nfknock.conf")
     copy(SYSTEMD / "logrotate", tree / "etc/logrotate.d/nfknock")

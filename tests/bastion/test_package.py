@@ -33,6 +33,15 @@ def test_two_builds_are_the_same_bytes(deb: Path, tmp_path: Path) -> None:
     assert again.read_bytes() == deb.read_bytes()
 
 
+def test_nothing_is_in_lib_where_that_is_a_link(once: Once) -> None:
+    """dpkg of Debian 13 warns of it, and loses files when another package does the same."""
+    package = build(once, "deb13", "--release", "debian13")
+    listed = subprocess.run(["dpkg-deb", "--contents", package], check=True, capture_output=True, text=True).stdout
+    paths = [line.split()[5] for line in listed.splitlines()]
+    assert "./usr/lib/systemd/system/nfknock.service" in paths
+    assert not [path for path in paths if path.startswith("./lib")]
+
+
 @pytest.mark.long
 def test_lintian_has_nothing_to_say(deb: Path) -> None:
     needs("lintian")
