@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from nfknock.core.decisions import Command
 from nfknock.core.tracker import Tracker
-from nfknock.readers import PACKETS_AT_ONCE, QUEUE_LENGTH, Reader
+from nfknock.readers import QUEUE_LENGTH, Reader
 
 
 class Intake:
@@ -38,5 +38,5 @@ class Intake:
             yield from self._tracker.receive_stray(packet, now)
         for packet in knocks:
             yield from self._tracker.receive(packet, now)
-        if len(knocks) < PACKETS_AT_ONCE:
+        if reader.is_drained:
             self._all_heard_until = now - reader.lag

@@ -60,6 +60,7 @@ class NflogReader:
         self._socket: socket.socket | None = None
         self._buffer = memoryview(bytearray(_LONGEST_DATAGRAM))
         self._next_number = 0
+        self._is_drained = False
 
     def open(self) -> None:
         try:
@@ -82,6 +83,10 @@ class NflogReader:
         assert self._socket is not None  # opened
         return int(self._socket.getsockname()[0])
 
+    @property
+    def is_drained(self) -> bool:
+        return self._is_drained
+
     def fileno(self) -> int:
         assert self._socket is not None  # opened
         return self._socket.fileno()
@@ -89,7 +94,12 @@ class NflogReader:
     def read(self, most: int = PACKETS_AT_ONCE) -> list[Packet]:
         packets: list[Packet] = []
         left = most
-        while left > 0 and (datagram := self._receive()) is not None:
+        self._is_drained = False
+        while left > 0:
+            datagram = self._receive()
+            if datagram is None:
+                self._is_drained = True
+                break
             for each in logged.read(datagram):
                 left -= 1
                 packet = self._take(each) if each else None

@@ -8,7 +8,6 @@ from math import inf
 import pytest
 
 from nfknock.core.newcomers import FirstKnock, Newcomers
-from nfknock.core.unsure import UNSURE_TIMEOUT
 from tests.core.story import ACK, ALICE, BOB, Story, door
 
 ONE = b"\xc0\x00\x02\x02"
@@ -114,7 +113,7 @@ def test_what_a_door_does_not_hear_ends_nothing_in_a_flood_either() -> None:
 
 
 def test_a_stray_that_is_read_too_early_counts_in_a_flood_too() -> None:
-    story = flooded().stray("1234").knock("7000").at(2 * UNSURE_TIMEOUT).knock("8000", "9000")
+    story = flooded().stray("1234").knock("7000").at(1).settle().knock("8000", "9000")
     assert story.opened == []
 
 
