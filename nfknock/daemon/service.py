@@ -24,7 +24,7 @@ from nfknock.daemon import control, logs, supervisor
 from nfknock.daemon.commands import CommandRunner
 from nfknock.daemon.counting import load_counting, load_or_last
 from nfknock.daemon.firewall import Firewall
-from nfknock.daemon.intake import Intake
+from nfknock.daemon.intake import Intake, since_boot
 from nfknock.daemon.outlets import ON_STDERR, Outlets, written_aside
 from nfknock.daemon.spending import Spender
 from nfknock.daemon.threads import in_thread
@@ -133,7 +133,8 @@ class Service:
             "unreadable": self._reader.counters.unreadable,
             "impossible": counters.impossible,
             "ignored": counters.ignored,
-            "sources_ignored": self._tracker.scanners.count(time.monotonic()),
+            "late": self._intake.late,
+            "sources_ignored": self._tracker.scanners.count(since_boot()),
             "strays_lost": self._strays.count_lost() if self._strays else 0,
             "evicted": counters.evicted,
             "sources": len(self._tracker),
@@ -146,9 +147,8 @@ class Service:
         try:
             # Once more where there were strays: then it is known of what comes later that it came after them.
             for _ in range(2):
-                now = time.monotonic()
-                for command in self._intake.read(self._reader, self._strays, now):
-                    self._do(command, now)
+                for command in self._intake.read(self._reader, self._strays):
+                    self._do(command, since_boot())
                 if self._intake.is_settled:
                     return
         except Exception as exc:  # noqa: BLE001
@@ -215,7 +215,11 @@ class Service:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK)
-            now = time.monotonic()
+            self._intake.beat()
+            if self._intake.was_away:
+                # At once, packets or not: who knocks from now on is to be heard.
+                self._read()
+            now = since_boot()
             for command in self._tracker.expire(now):
                 self._do(command, now)
             self._gate.summarise(now)

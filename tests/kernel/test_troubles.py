@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.disk import fill, small_disk
-from tests.lab import BASTION4, CLIENT4, NFKNOCK, Daemon, Lab, wait_until
+from tests.lab import BASTION4, CLIENT4, NFKNOCK, STRANGER4, Daemon, Lab, wait_until
 from tests.setting import only_for, with_every_reader
 
 DOOR = '[doors.ssh]\nsequence = ["7101", "8203/udp", "9307"]\nopen = ["22/tcp"]\nopen_timeout = "{timeout}"\n'
@@ -104,12 +104,13 @@ def test_the_host_gets_another_address(lab: Lab) -> None:
 
 @with_every_reader
 def test_a_daemon_that_is_stopped_for_a_while(lab: Lab) -> None:
-    """Its holes close in the kernel, what does not fit in the queue is dropped and counted, and then it goes on."""
+    """Its holes close in the kernel, what came meanwhile opens nothing, what did not fit is counted, and it goes on."""
     daemon = ready(lab, timeout="2s")
     opens(lab, daemon)
     daemon.signal(signal.SIGSTOP)
     stopped_at = time.monotonic()
     lab.wait_until_shut(BASTION4, 22)
+    lab.knock(BASTION4, "-I", STRANGER4, *KNOCKS)
     with lab.client.socket(socket.AF_INET, socket.SOCK_DGRAM) as flooding:
         for _ in range(MORE_THAN_FITS[lab.setting.reader]):
             flooding.sendto(b"", (BASTION4, 8203))
@@ -119,7 +120,11 @@ def test_a_daemon_that_is_stopped_for_a_while(lab: Lab) -> None:
     # Of copies it is the next one whose number tells how many there were in between.
     opens(lab, daemon)
     daemon.wait_for("packets were lost: they came faster than they are read")
-    assert json.loads(lab.nfknock("status", "--json").stdout)["daemon"]["lost"] > 0
+    daemon.wait_for("that waited meanwhile were not heard")
+    assert not any(line.startswith(f"{STRANGER4}: ") for line in daemon.lines)
+    counters = json.loads(lab.nfknock("status", "--json").stdout)["daemon"]
+    assert counters["lost"] > 0
+    assert counters["late"] >= len(KNOCKS)
 
 
 @with_every_reader
