@@ -85,6 +85,8 @@ class Service:
         feeding = loop.create_task(supervisor.feed_watchdog(self._firewall.has_stalled))
         for task in (writing, *waiting):
             task.add_done_callback(self._end_with)
+        # A start that had to wait for somebody's lock is a while in which nothing was read, too.
+        self._come_round()
         self._listen()
         if self._config.notes:
             count = len(self._config.notes)
@@ -157,6 +159,12 @@ class Service:
         if self._reading_later is None:
             self._reading_later = asyncio.get_running_loop().call_later(self._reader.lag, self._read_later)
 
+    def _come_round(self) -> None:
+        """Show that the loop does; where it did not, be done with what waits: who knocks from now on is to be heard."""
+        self._intake.beat()
+        if self._intake.was_away:
+            self._read()
+
     def _read_later(self) -> None:
         self._reading_later = None
         if not self._ended.done():
@@ -214,10 +222,7 @@ class Service:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK)
-            self._intake.beat()
-            if self._intake.was_away:
-                # At once, packets or not: who knocks from now on is to be heard.
-                self._read()
+            self._come_round()
             now = since_boot()
             for command in self._tracker.expire(now):
                 self._do(command, now)

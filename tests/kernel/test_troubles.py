@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import resource
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from nfknock.daemon.intake import AWAY
 from tests.kernel.disk import fill, small_disk
 from tests.lab import BASTION4, CLIENT4, NFKNOCK, STRANGER4, Daemon, Lab, wait_until
 from tests.setting import only_for, with_every_reader
@@ -24,6 +26,7 @@ LACKING = [sys.executable, "-m", "tests.kernel.seccomp"]
 STOPPED_FOR = 60 if "NFKNOCK_TEST_ALL" in os.environ else 4
 
 # Of NFQUEUE's packets 8,192 fit; of NFLOG's as many as its buffer of 8 MiB takes, which are gathered.
+BOUND = {"nfqueue": "netlink_queue", "nflog": "netlink_log"}
 MORE_THAN_FITS = {"nfqueue": 20_000, "nflog": 150_000}
 
 
@@ -125,6 +128,29 @@ def test_a_daemon_that_is_stopped_for_a_while(lab: Lab) -> None:
     counters = json.loads(lab.nfknock("status", "--json").stdout)["daemon"]
     assert counters["lost"] > 0
     assert counters["late"] >= len(KNOCKS)
+
+
+@only_for("iptables")
+@with_every_reader
+@pytest.mark.parametrize("is_early", [True, False])
+def test_what_is_knocked_while_the_start_waits_for_a_lock(lab: Lab, *, is_early: bool) -> None:
+    """The reader is there already, and nobody reads: as with a daemon that is stopped. Who waits for it is heard."""
+    ready(lab).process.kill()
+    with Path(lab.environment["XTABLES_LOCKFILE"]).open("r") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        daemon = Daemon(lab.bastion)
+        bound = Path("/proc", str(daemon.process.pid), f"net/netfilter/nf{BOUND[lab.setting.reader]}")
+        wait_until(lambda: f" {daemon.process.pid} " in bound.read_text(), "the reader to be open")
+        opened_at = time.monotonic()
+        if is_early:
+            lab.knock(BASTION4, "-I", STRANGER4, *KNOCKS)
+        # Longer than it may be away, and not as long as it waits for the lock.
+        time.sleep(max(0.0, opened_at + AWAY + 0.2 - time.monotonic()))
+    with daemon:
+        lab.knock(BASTION4, *KNOCKS)
+        daemon.wait_for(f"{CLIENT4}: ssh: OPEN SESAME")
+        assert not any(line.startswith(f"{STRANGER4}: ") for line in daemon.lines)
+        assert any("that waited meanwhile were not heard" in line for line in daemon.lines) == is_early
 
 
 @with_every_reader
