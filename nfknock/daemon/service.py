@@ -256,7 +256,7 @@ class Service:
             await self._firewall.exchange(lambda: make_backend(config.backend))
         await self._commands.prepare(config.doors)
         reader = self._reader if _where(config.plan) == _where(self._config.plan) else make_reader(config.plan)
-        has_other_strays = _stray_group(config.plan) != _stray_group(self._config.plan)
+        has_other_strays = _where_strays(config.plan) != _where_strays(self._config.plan)
         if has_other_strays:
             # Gone first and back last: the new knocks may come by its group, or the new strays by that of the knocks.
             self._end_strays()
@@ -329,8 +329,9 @@ def _where(plan: Plan) -> tuple[ReaderKind, int]:
     return plan.reader, plan.queue
 
 
-def _stray_group(plan: Plan) -> int | None:
-    return plan.strays.group if plan.strays else None
+def _where_strays(plan: Plan) -> tuple[ReaderKind, int] | None:
+    """Where strays come from, and who reads them, which goes by who reads knocks; None if nobody does."""
+    return (plan.reader, plan.strays.group) if plan.strays else None
 
 
 def _say_in_a_line(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
