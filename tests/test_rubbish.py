@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from nfknock import netlink
+from nfknock.apart import logged, records
 from nfknock.config import load
 from nfknock.core import onetime
 from nfknock.core.packet import TCP, UDP, parse
@@ -26,7 +27,6 @@ from nfknock.daemon import control
 from nfknock.errors import ConfigError, ReaderError
 from nfknock.host import nftread
 from nfknock.knockd import KnockdError, convert
-from nfknock.readers import logged
 from nfknock.readers.capture import read_capture
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -80,6 +80,21 @@ def test_packets(raw: bytes) -> None:
 def test_logged_packets(raw: bytes) -> None:
     for each in logged.read(raw):
         assert each is None or len(each.payload) <= len(raw)
+
+
+@given(rubbish("records"))
+def test_what_the_process_that_takes_packets_apart_says(raw: bytes) -> None:
+    """Whatever is believed says just that, byte for byte."""
+    try:
+        taken, next_number = records.unpack(raw)
+    except records.NonsenseError:
+        return
+    except OSError as exc:
+        assert exc.errno
+    except records.LastWordsError as exc:
+        assert str(exc).isprintable()
+    else:
+        assert records.pack(taken, next_number) == raw
 
 
 def _read_ruleset(raw: bytes) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import Callable
 
-from nfknock.core.plan import Plan
+from nfknock.core.plan import Plan, ReaderKind
 from nfknock.daemon import logs
 from nfknock.daemon.intake import since_boot
 from nfknock.errors import NfknockError
@@ -25,7 +25,7 @@ class StrayWatch:
         """Why none are read though the plan asks for them."""
         self._read = read
         self._plan: Plan
-        self._group: int | None = None
+        self._where: tuple[ReaderKind, int] | None = None
         """Of what is open, whatever was asked for."""
         self._try_at = math.inf
         self._losses = logs.Losses("packets to closed ports")
@@ -35,7 +35,7 @@ class StrayWatch:
         reader = make_stray_reader(plan)
         if reader is not None:
             reader.open()
-        self.reader, self._group, self._plan = reader, _group(plan), plan
+        self.reader, self._where, self._plan = reader, _where(plan), plan
 
     def listen(self) -> None:
         """Have `read` called from now on."""
@@ -44,7 +44,7 @@ class StrayWatch:
 
     def suits(self, plan: Plan) -> bool:
         """Whether what is open, be it nothing, is what this plan asks for."""
-        return self._group == _group(plan)
+        return self._where == _where(plan)
 
     def end(self) -> None:
         """Have nothing open until `follow` is called."""
@@ -52,7 +52,7 @@ class StrayWatch:
         if self.reader is not None:
             asyncio.get_running_loop().remove_reader(self.reader.fileno())
             self.reader.close()
-            self.reader = self._group = None
+            self.reader = self._where = None
 
     def follow(self, plan: Plan) -> None:
         """Read what this plan asks for; where that fails, say so and try it again. After `end`."""
@@ -86,5 +86,6 @@ class StrayWatch:
         return True
 
 
-def _group(plan: Plan) -> int | None:
-    return plan.strays.group if plan.strays else None
+def _where(plan: Plan) -> tuple[ReaderKind, int] | None:
+    """Where strays come from, and who reads them, which goes by who reads knocks; None if nobody does."""
+    return (plan.reader, plan.strays.group) if plan.strays else None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import os
 import pwd
+from collections.abc import Iterator
 from pathlib import Path
 
+from nfknock import rights
 from nfknock.errors import ConfigError, DaemonError
 
 # linux/capability.h
@@ -23,13 +25,6 @@ def missing(status: Path = Path("/proc/self/status")) -> list[str]:
     return list(_NEEDED)
 
 
-# linux/prctl.h
-_SET_KEEPCAPS, _CAPBSET_DROP, _SET_NO_NEW_PRIVS = 8, 24, 38
-_CAP_AMBIENT, _CAP_AMBIENT_RAISE = 47, 2
-_CAPABILITY_VERSION_3 = 0x20080522
-_MOST_CAPABILITIES = 64
-
-
 def find_user(name: str) -> pwd.struct_passwd:
     """Return what the host knows of a user. Raises ConfigError."""
     try:
@@ -44,40 +39,26 @@ def become(user: pwd.struct_passwd) -> None:
 
     Only for a process of one thread: the kernel counts capabilities by thread. What it starts has the same.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
     needed = sum(1 << bit for bit in _NEEDED.values())
     try:
-        _drop_bounds(libc, needed)
-        _prctl(libc, _SET_KEEPCAPS, 1)
+        rights.drop_bounds(but=needed)
+        rights.prctl(rights.SET_KEEPCAPS, 1)
         os.initgroups(user.pw_name, user.pw_gid)
         os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
         os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
-        _set(libc, needed)
-        for bit in _NEEDED.values():
-            _prctl(libc, _CAP_AMBIENT, _CAP_AMBIENT_RAISE, bit)
-        _prctl(libc, _SET_NO_NEW_PRIVS, 1)
+        rights.set_capabilities(needed)
+        rights.set_ambient(needed)
+        rights.prctl(rights.SET_NO_NEW_PRIVS, 1)
     except OSError as exc:
         raise DaemonError(f"becoming the user {user.pw_name}: {(exc.strerror or str(exc)).lower()}") from exc
 
 
-def _drop_bounds(libc: ctypes.CDLL, needed: int) -> None:
-    """Let no program that is started from now on have more, setuid or not."""
-    last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
-    for bit in range(min(last + 1, _MOST_CAPABILITIES)):
-        if not needed >> bit & 1:
-            _prctl(libc, _CAPBSET_DROP, bit)
-
-
-def _prctl(libc: ctypes.CDLL, option: int, *arguments: int) -> None:
-    padded = (*arguments, 0, 0, 0, 0)[:4]
-    if libc.prctl(option, *(ctypes.c_ulong(each) for each in padded)) != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-def _set(libc: ctypes.CDLL, wanted: int) -> None:
-    """Have just these capabilities; see capset(2): effective, permitted, inheritable, 32 of them at a time."""
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    low, high = wanted & 0xFFFFFFFF, wanted >> 32
-    data = (ctypes.c_uint32 * 6)(low, low, low, high, high, high)
-    if libc.capset(header, data) != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+@contextlib.contextmanager
+def kept_from_programs() -> Iterator[None]:
+    """Let no program that this thread starts meanwhile have a capability, unless it is root's. Raises OSError."""
+    held = rights.ambient()
+    rights.set_ambient(0)
+    try:
+        yield
+    finally:
+        rights.set_ambient(held)

@@ -69,9 +69,9 @@ def make_reader(plan: Plan) -> Reader:
 
             return NfqueueReader(plan.queue, plan.answer)
         case "nflog":
-            from nfknock.readers.nflog import NflogReader
+            from nfknock.readers.apart import ApartReader
 
-            return NflogReader(plan.queue, plan.answer)
+            return ApartReader(plan.queue, plan.answer)
         case _:
             assert_never(plan.reader)
 
@@ -80,6 +80,12 @@ def make_stray_reader(plan: Plan) -> Reader | None:
     """Return the reader of this plan's strays, None if it wants none."""
     if plan.strays is None:
         return None
+    key = "`group` under [guard]"
+    if plan.reader == "nflog":
+        from nfknock.readers.apart import ApartReader
+
+        return ApartReader(plan.strays.group, key=key)
+    # Whoever finds a hole in what takes packets apart would use a knock: that the daemon reads itself, with NFQUEUE.
     from nfknock.readers.nflog import NflogReader
 
-    return NflogReader(plan.strays.group, key="`group` under [guard]")
+    return NflogReader(plan.strays.group, key=key)

@@ -4,7 +4,8 @@ Fail closed: nothing in here has a say in what becomes of a packet. Without a re
 dropped unseen.
 
 The kernel asks for CAP_NET_ADMIN when the group is bound and never again: a process that has dropped every capability
-since goes on reading. Why the socket is set as it is: docs/design/0012-nflog.md.
+since goes on reading. `readers.apart` has this socket read by one; here the daemon reads it itself. Why the socket is
+set as it is: docs/design/0012-nflog.md.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ import socket
 import struct
 
 from nfknock import netlink
-from nfknock.core.packet import Packet, parse
+from nfknock.apart import logged
+from nfknock.apart.copies import Copies
+from nfknock.core.packet import Packet
 from nfknock.core.plan import Answer
 from nfknock.errors import ReaderError
-from nfknock.readers import PACKETS_AT_ONCE, ReaderCounters, logged, owners
+from nfknock.readers import PACKETS_AT_ONCE, ReaderCounters, owners
 
-# As many packets as are taken before timers get their turn: at 4 µs each, half a millisecond.
-_PACKETS_AT_ONCE = 128
 # Headers are all that is wanted; the longest chain of extension headers that is parsed fits in here with room.
 _BYTES_COPIED = 512
 # Of knocks that come so fast that no rule asks for them at once. They fill a page before they are so many.
@@ -31,14 +32,12 @@ _PACKETS_A_DATAGRAM = 32
 _FLUSH_TIMEOUT = 0
 # Half a second's worth of small packets under a flood, which is as late as an honest knock may come.
 _SOCKET_BUFFER = 4 << 20
-_LONGEST_DATAGRAM = 1 << 17
-_ALL_NUMBERS = 1 << 32
+_LONGEST_ANSWER = 1 << 17
 
 # linux/netlink.h, asm-generic/socket.h; Python's socket module has neither.
 _SOL_NETLINK, _NO_ENOBUFS, _SO_RCVBUFFORCE = 270, 5, 33
 _HEADER = struct.Struct("=IHHII")
 _ERROR, _REQUEST, _ACKNOWLEDGE = 2, 1, 4
-_KERNEL = 0
 # linux/netfilter/nfnetlink_log.h
 _CONFIGURE = logged.SUBSYSTEM << 8 | 1
 _COMMAND, _MODE, _TIMEOUT, _THRESHOLD, _FLAGS = 1, 2, 4, 5, 6
@@ -58,9 +57,7 @@ class NflogReader:
         self._group = group
         self._key = key
         self._socket: socket.socket | None = None
-        self._buffer = memoryview(bytearray(_LONGEST_DATAGRAM))
-        self._next_number = 0
-        self._is_drained = False
+        self._copies: Copies | None = None
 
     def open(self) -> None:
         try:
@@ -76,7 +73,7 @@ class NflogReader:
             if exc.errno in (errno.EPERM, errno.EBUSY):
                 raise ReaderError(owners.why_not_bound("nflog", self._group, self._key)) from exc
             raise ReaderError(f"binding NFLOG group {self._group}: {_reason(exc)}") from exc
-        self._socket = opened
+        self._socket, self._copies = opened, Copies(opened)
 
     @property
     def port(self) -> int:
@@ -85,28 +82,20 @@ class NflogReader:
 
     @property
     def is_drained(self) -> bool:
-        return self._is_drained
+        return self._copies is not None and self._copies.is_drained
 
     def fileno(self) -> int:
         assert self._socket is not None  # opened
         return self._socket.fileno()
 
     def read(self, most: int = PACKETS_AT_ONCE) -> list[Packet]:
-        packets: list[Packet] = []
-        left = most
-        self._is_drained = False
-        while left > 0:
-            datagram = self._receive()
-            if datagram is None:
-                self._is_drained = True
-                break
-            for each in logged.read(datagram):
-                left -= 1
-                packet = self._take(each) if each else None
-                if packet is None:
-                    self.counters.unreadable += 1
-                else:
-                    packets.append(packet)
+        assert self._copies is not None  # opened
+        try:
+            packets, unreadable, lost = self._copies.take(most)
+        except OSError as exc:
+            raise ReaderError(f"reading NFLOG group {self._group}: {_reason(exc)}") from exc
+        self.counters.unreadable += unreadable
+        self.counters.lost += lost
         return packets
 
     def count_lost(self) -> int:
@@ -116,30 +105,7 @@ class NflogReader:
         # The kernel unbinds a group whose socket is gone.
         if self._socket is not None:
             self._socket.close()
-        self._socket = None
-
-    def _receive(self) -> bytes | None:
-        """Return the next datagram of the kernel's, None if there is none for now."""
-        assert self._socket is not None  # opened
-        while True:
-            try:
-                # With MSG_TRUNC the size is that of the datagram, not of what there was room for.
-                size, (sender, _groups) = self._socket.recvfrom_into(self._buffer, 0, socket.MSG_TRUNC)
-            except BlockingIOError:
-                return None
-            except OSError as exc:
-                if exc.errno == errno.ENOBUFS:
-                    continue  # the numbers will tell how many
-                raise ReaderError(f"reading NFLOG group {self._group}: {_reason(exc)}") from exc
-            if sender == _KERNEL and size <= _LONGEST_DATAGRAM:
-                return bytes(self._buffer[:size])
-            self.counters.unreadable += 1
-
-    def _take(self, each: logged.Logged) -> Packet | None:
-        # Numbers start at 0 with the group, so what was lost before the first packet counts too.
-        self.counters.lost += (each.number - self._next_number) % _ALL_NUMBERS
-        self._next_number = each.number + 1
-        return parse(each.payload)
+        self._socket = self._copies = None
 
 
 def _widen(opened: socket.socket) -> None:
@@ -166,7 +132,7 @@ def _bind(opened: socket.socket, group: int) -> None:
     opened.send(_HEADER.pack(_HEADER.size + len(body), _CONFIGURE, _REQUEST | _ACKNOWLEDGE, 1, 0) + body)
     while True:
         # The answer is there when `send` returns; packets may be in front of it, and they count as lost.
-        answer = opened.recv(_LONGEST_DATAGRAM)
+        answer = opened.recv(_LONGEST_ANSWER)
         if _HEADER.unpack_from(answer)[1] == _ERROR:
             code = -int(struct.unpack_from("=i", answer, _HEADER.size)[0])
             if code:

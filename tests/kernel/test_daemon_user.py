@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernel.test_reader_apart import fields, readers
 from tests.lab import BASTION4, CLIENT4, Lab
 from tests.setting import Setting
 
@@ -55,6 +56,26 @@ def test_the_daemon_is_that_user_with_two_capabilities(host: Lab) -> None:
     assert host.reaches(BASTION4, 22)
     daemon.wait_for(f"command says: {USER}")
     daemon.wait_for(BOTH, count=2)
+
+
+def test_what_reads_for_it_has_not_even_those(host: Lab) -> None:
+    """With NFLOG; and the daemon, and what it starts for a door, have lost nothing by it."""
+    host.configure(Setting(reader="nflog").put_into(CONFIG))
+    host.config.chmod(0o640)
+    host.nfknock("apply")
+    daemon = host.daemon()
+    expected = str(pwd.getpwnam(USER).pw_uid)
+    reading = readers(daemon)
+    assert len(reading) == 2
+    for pid in reading:
+        has = fields(pid)
+        assert set(has["Uid"].split()) == {expected}
+        assert {int(has[name], 16) for name in ("CapEff", "CapPrm", "CapInh", "CapAmb")} == {0}
+    host.knock(BASTION4, *KNOCKS)
+    daemon.wait_for(f"{CLIENT4}: ssh: opened 22/tcp")
+    daemon.wait_for(f"command says: {USER}")
+    daemon.wait_for(BOTH, count=2)
+    assert fields(daemon.process.pid)["CapAmb"] == BOTH
 
 
 def test_root_goes_on_beside_it(host: Lab) -> None:

@@ -148,6 +148,21 @@ def test_sets_without_rules_are_removed_too(backend: IptablesBackend) -> None:
     assert not backend.stands()
 
 
+def test_sets_of_somebody_else_s_are_not_ours_whatever_they_are_called(namespace: None) -> None:
+    others = {"nfknock_admins": "hash:ip", "nfknock4-list": "hash:ip", "nfknocked": "list:set"}
+    with ipset() as there:
+        for name, kind in others.items():
+            there.create(name, kind)
+    backend = of("ipset")
+    assert not backend.stands()
+    backend.apply(PLAN)
+    backend.remove()
+    assert not backend.stands()
+    with ipset() as there:
+        for name in others:
+            there.destroy(name)
+
+
 def test_a_full_set_says_so_and_opens_nothing(namespace: None) -> None:
     backend = of("ipset", size=64)
     backend.apply(PLAN)

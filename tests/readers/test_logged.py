@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfknock.readers.logged import Logged, read
+from nfknock.apart.logged import Logged, read
 
 PAYLOAD, NUMBER, PREFIX = 9, 12, 10
 PACKET, NOOP, ERROR, DONE, OVERRUN = 0x400, 1, 2, 3, 4

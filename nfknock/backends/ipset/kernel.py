@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -37,6 +38,12 @@ _AT_ONCE = 200
 
 _FAMILIES: dict[Family, int] = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 _LIST_TYPE = "list:set"
+# Lists and, behind a hyphen, doors' sets: what else begins like this is somebody else's.
+_OWN = {
+    _LIST_TYPE: re.compile("nfknock[46]f?"),
+    "hash:ip,port": re.compile("nfknock[46]-.+"),
+    "hash:ip,port,ip": re.compile("nfknock[46]f-.+"),
+}
 # How many doors a list has room for; the kernel allows 65536.
 _LIST_SIZE = 4096
 # What is added without a timeout, by hand, is not to stay for ever.
@@ -123,10 +130,11 @@ class Sets:
             for answer in self._ask(netlink.attribute(_FLAGS, _HEADS_ONLY)):
                 head = dict(netlink.attributes(answer, 4))
                 name = netlink.text(head.get(_SETNAME, b""))
-                if name.startswith("nfknock"):
+                kind = netlink.text(head.get(_TYPENAME, b""))
+                if kind in _OWN and _OWN[kind].fullmatch(name):
                     data = dict(netlink.attributes(head.get(_DATA, b"")))
-                    size, references = (netlink.number(data.get(kind, b"")) for kind in (_SIZE, _REFERENCES))
-                    found[name] = Head(netlink.text(head[_TYPENAME]), size, references)
+                    size, references = (netlink.number(data.get(each, b"")) for each in (_SIZE, _REFERENCES))
+                    found[name] = Head(kind, size, references)
         except OSError as exc:
             if exc.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.ENOENT):
                 return {}
