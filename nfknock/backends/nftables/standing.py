@@ -134,7 +134,9 @@ def _needed(foreign: Ruleset, plan: Plan) -> Iterator[str]:
         if is_needed and conflict.chain.priority > layout.PRIORITY:
             yield str(conflict.chain)
     if plan.forwarded:
-        yield from (str(each) for each in foreign.chains.values() if each.hook == "forward" and each.drops)
+        for chain in foreign.chains.values():
+            if chain.hook == "forward" and chain.drops and chain.priority > layout.PRIORITY:
+                yield str(chain)
 
 
 def _last_words(foreign: Ruleset, plan: Plan) -> Iterator[tuple[str, Family]]:
@@ -239,7 +241,8 @@ def _changed_rules(found: Found, plan: Plan, stand: Stand) -> Iterator[str]:
 def _missing_ways(found: Found) -> Iterator[str]:
     """Say what nothing leads to, as far as that is to be seen without the plan."""
     ways = [(MAIN, HOLES), (MAIN, KNOCKS)]
-    if {FORWARD, FORWARDED, FORWARD_HOLES}.intersection(found.chains):
+    forwards = {FORWARDED, FORWARD_HOLES} if found.entrances else {FORWARD, FORWARDED, FORWARD_HOLES}
+    if forwards.intersection(found.chains):
         ways += [(FORWARD, FORWARDED), (FORWARDED, FORWARD_HOLES)]
     for name, target in ways:
         if found.chain(target) is None:
@@ -248,6 +251,9 @@ def _missing_ways(found: Found) -> Iterator[str]:
             yield f"the chain {name} is gone"
         elif layout.JUMPS[target] not in {rule.comment for rule in found.rules(name)}:
             yield f"{name} does not jump to {target}"
+    for name in (INPUT, FORWARD) if found.entrances else ():
+        if [rule.comment for rule in found.rules(name)[:1]] != [layout.UNMARK_COMMENT]:
+            yield f"{name} leaves marks from before"
 
 
 def _damaged_holes(found: Found) -> Iterator[str]:
