@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
+from nfknock.backends.nftables import NftablesBackend, library
+from nfknock.core.model import Port
+from nfknock.core.plan import Plan
 from tests.kernel.test_doctor import examine, levels
 from tests.kernel.test_foreign_rulesets import DROPPING, inet
 from tests.kernel.test_refusals import over_ssh
@@ -23,6 +27,7 @@ open_timeout = "60s"
 KNOCKS = ("7101", "8203:udp", "9307")
 IPTABLES = f'[firewall]\nbackend = "iptables"\n{DOOR}'
 NFT = f'[firewall]\nbackend = "nftables"\n{DOOR}'
+ATTACHED = NFT.replace("[firewall]", '[firewall]\nattach = "inet filter input"')
 AUTO = f'[firewall]\nbackend = "auto"\n{DOOR}'
 # Without neighbour discovery there is no IPv6 at all.
 NEEDED = "ct state established,related accept; meta l4proto ipv6-icmp accept"
@@ -171,6 +176,54 @@ def test_a_ruleset_that_comes_later_and_drops_gets_its_entrance(lab: Lab) -> Non
     assert host == ruleset(lab)
 
 
+@pytest.mark.parametrize("kind", ["reject", "firewalld"])
+def test_one_that_comes_later_and_drops_by_its_last_rule_does_too(lab: Lab, kind: str) -> None:
+    daemon = ready(lab)
+    load(lab, HOSTS[kind])
+    daemon.wait_for(" drops what is let in; put back, with 0 holes")
+    knock(lab, daemon)
+    assert lab.reaches(BASTION4, 22)
+    assert lab.reaches(BASTION6, 22)
+    assert not is_let_in(lab, BASTION4, 22, source=STRANGER4)
+    assert json.loads(lab.nfknock("status", "--json").stdout)["firewall"]["applied"]
+
+
+@pytest.mark.parametrize("how", ["chain inet filter input { policy accept; }", "delete table inet filter"])
+def test_what_the_host_no_longer_shuts_is_shut(lab: Lab, how: str) -> None:
+    load(lab, DROP)
+    lab.serve(8080)
+    daemon = ready(lab)
+    load(lab, how)
+    daemon.wait_for("put back, with 0 holes")
+    assert lab.is_shut(BASTION4, 8080)
+    assert lab.is_shut(BASTION6, 8080)
+
+
+def test_to_look_after_it_costs_little_however_many_rules_there_are(namespace: None) -> None:
+    """As many as a program that bans strangers may have, and a FORWARD that drops, as beside Docker."""
+    bans = "; ".join(f"ip saddr 198.51.{each >> 8}.{each & 255} tcp dport 22 drop" for each in range(600))
+    forward = "chain forward { type filter hook forward priority filter; policy drop; }"
+    library.run(inet(bans, more=forward))
+    backend = NftablesBackend()
+    plan = Plan(
+        baseline=(), allowed=(), knock_ports=(Port(7101), Port(8203)), queue=5, reader="nflog", opens=(Port(22),)
+    )
+    backend.apply(plan)
+
+    def looking(*, changing: bool) -> float:
+        began_at = time.process_time()
+        assert backend.state(plan).applied
+        passed = time.process_time() - began_at
+        if changing:
+            library.run("add rule inet filter input tcp dport 23 drop")
+        return passed
+
+    whole = looking(changing=False)
+    assert sum(looking(changing=False) for _ in range(3)) < whole
+    library.run("add rule inet filter input tcp dport 23 drop")
+    assert sum(looking(changing=True) for _ in range(3)) < whole
+
+
 def save_and_restore(lab: Lab) -> None:
     for command in ("iptables-nft", "ip6tables-nft"):
         lab.bastion.run(f"{command}-restore", stdin=lab.bastion.run(f"{command}-save").stdout)
@@ -209,10 +262,57 @@ def test_the_chain_that_is_asked_for_brings_its_twin(lab: Lab) -> None:
 def test_a_chain_that_is_not_there_cannot_be_asked_for(lab: Lab) -> None:
     load(lab, DROP)
     lab.configure(NFT.replace("[firewall]", '[firewall]\nattach = "inet filter nothing"'))
+    before = ruleset(lab)
     done = lab.nfknock("apply", check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("nfknock: firewall.attach: 'inet filter nothing' is no chain with hook input ")
-    assert done.stderr.endswith("; there is inet filter input\n")
+    assert done.stderr.startswith("refused: firewall.attach: 'inet filter nothing' is no chain with hook input ")
+    assert "; there is inet filter input; name another one, or none" in done.stderr
+    assert ruleset(lab) == before
+    assert any("is no chain" in text for _level, text in examine(lab)["nf_tables"])
+
+
+def test_a_chain_that_comes_first_cannot_be_asked_for(lab: Lab) -> None:
+    """Nothing has been let in there yet."""
+    load(lab, DROP.replace("priority filter", "priority -10"))
+    lab.configure(NFT.replace("[firewall]", '[firewall]\nattach = "inet filter input"'))
+    done = lab.nfknock("apply", check=False)
+    assert done.returncode == 1
+    assert "'inet filter input' has no hook input or forward, or comes before nfknock" in done.stderr
+
+
+def test_without_the_chain_that_is_asked_for_nothing_stands_open(lab: Lab) -> None:
+    """A flush of everything took it; when the host's ruleset is back, so is the entrance."""
+    load(lab, DROP)
+    lab.serve(80)
+    daemon = ready(lab, ATTACHED)
+    knock(lab, daemon)
+    before = lab.rules()
+    load(lab, "flush ruleset")
+    daemon.wait_for("'inet filter input' is no chain with hook input or forward here; there is none, so nfknock stands")
+    lab.wait_until_shut(BASTION4, 80)
+    assert lab.is_shut(BASTION6, 80)
+    assert lab.reaches(BASTION4, 22)
+    load(lab, DROP)
+    # In another order: the host's table is the later one now.
+    wait_until(lambda: sorted(lab.rules().splitlines()) == sorted(before.splitlines()), "what was there to be back")
+    assert lab.reaches(BASTION4, 80)
+    assert lab.reaches(BASTION6, 22)
+
+
+def test_a_boot_without_the_chain_that_is_asked_for(lab: Lab) -> None:
+    load(lab, DROP)
+    lab.serve(80)
+    lab.configure(ATTACHED)
+    lab.nfknock("apply")
+    load(lab, "flush ruleset")
+    assert lab.nfknock("apply", check=False).returncode == 1
+    done = lab.nfknock("apply", "--or-last")
+    assert "warning: firewall.attach: 'inet filter input' is no chain" in done.stderr
+    assert lab.is_shut(BASTION4, 80)
+    with Daemon(lab.bastion, "--or-last") as daemon:
+        load(lab, DROP)
+        daemon.wait_for("the firewall was changed by somebody else: inet filter input ")
+        assert lab.reaches(BASTION4, 80)
 
 
 def test_what_legacy_rules_drop_is_refused(lab: Lab) -> None:

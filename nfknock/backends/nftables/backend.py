@@ -11,6 +11,7 @@ from dataclasses import replace
 from nfknock.backends import Change, FirewallState, Strange, forwarding, tracking
 from nfknock.backends.nftables import elements, layout, library, standing
 from nfknock.backends.nftables.elements import Name
+from nfknock.backends.nftables.fit import Fit, generation
 from nfknock.backends.nftables.layout import FORWARD_HOLES, HOLES, PLACE, Stand
 from nfknock.backends.nftables.standing import Found
 from nfknock.core.model import Hole, IPAddress, Opening
@@ -31,6 +32,7 @@ class NftablesBackend:
         library.load()
         self._clock = clock
         self._choice = choice or BackendChoice(name="nftables")
+        self._fit = Fit(self._choice.attach)
         self._ways: dict[str, set[Opening]] = {}
         """What the holes of each door were seen to open: where one is looked for without reading whole sets."""
 
@@ -69,6 +71,7 @@ class NftablesBackend:
             # Once more, for those that were begun meanwhile: what they lost is sent again.
             second = () if was_there else tracking.adopt(frozenset(known))[1]
             warnings = (*(first or second), *warnings)
+            self._fit.forget()
         self._retire(plan)
         if brought:
             self.open(brought)
@@ -155,11 +158,15 @@ class NftablesBackend:
         return elements.joined(parts)
 
     def state(self, plan: Plan | None = None) -> FirewallState:
+        # Before, so that a change in between is looked at the next time.
+        number = generation()
         found = standing.read()
         stand = standing.standing(found)
         damage = standing.damage(found, plan)
         if plan and not damage:
-            damage = [f"{place} drops what is let in" for place in standing.shut_out(found, plan)]
+            damage = self._fit.misfits(found, plan, number)
+        elif plan and (why := standing.why_not_attached(found, self._choice.attach)):
+            damage.append(f"{why}, so nfknock stands without it")
         return FirewallState(policy=dict(standing.policies(found, stand)), damage=tuple(damage))
 
     def repair(self, plan: Plan, holes: Iterable[Hole]) -> list[Hole]:
