@@ -265,6 +265,33 @@ def test_another_instance_sees_the_same_holes(namespace: None, clock: Clock, hol
     assert other.holes() == [hole]
 
 
+@pytest.mark.parametrize("name", ["ipset", "nftables"])
+def test_what_the_kernel_counts_ends_whatever_the_clock_says(
+    namespace: None, clock: Clock, hole: Hole, name: str
+) -> None:
+    """The backend iptables has dates, and a daemon that counts."""
+    backend = make(name, clock)
+    backend.apply(PLAN)
+    backend.open([hole])
+    clock.now -= 3600
+    [seen] = backend.holes()
+    assert seen.closes_at is not None
+    assert seen.closes_at <= clock.now + 31
+    again = replace(hole, opened_at=clock.now, closes_at=clock.now + 40)
+    assert backend.open([again]) == [replace(hole, closes_at=clock.now + 40)]
+    assert backend.holes() == [replace(hole, closes_at=clock.now + 40)]
+
+
+def test_a_renewed_hole_goes_on_counting(backend: Backend, clock: Clock, hole: Hole) -> None:
+    backend.apply(PLAN)
+    used = replace(hole, packets=7, bytes=420)
+    assert backend.open([used]) == [used]
+    assert backend.holes() == [used]
+    again = replace(hole, opened_at=clock.now, closes_at=clock.now + 60)
+    assert backend.open([again]) == [replace(used, closes_at=clock.now + 60)]
+    assert backend.holes() == [replace(used, closes_at=clock.now + 60)]
+
+
 def test_many_holes(backend: Backend, hole: Hole) -> None:
     backend.apply(PLAN)
     prefix = "2001:db8::" if hole.source.version == 6 else "198.51.100."

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nfknock.backends.nftables import NftablesBackend, library
+from nfknock.backends.nftables import NftablesBackend, elements, library
 from nfknock.core.model import Port
 from nfknock.core.plan import Plan
 from tests.kernel.test_doctor import examine, levels
@@ -406,7 +406,8 @@ def test_what_somebody_wrote_into_a_set_is_taken_out(lab: Lab) -> None:
     lab.nfknock("apply")
     lab.nfknock("open", "ssh", CLIENT4)
     says = 'comment "nfknock hole ssh opened 2026-11-21T04:00:00.000Z closes 2099-11-21T04:00:00.000Z"'
-    for element in (f"{STRANGER4} . tcp . 22", f"192.0.2.9 . tcp . 22 {says}", "192.0.2.10 . tcp . 22 timeout 1h"):
+    others = (f"192.0.2.9 . tcp . 22 {says}", "192.0.2.10 . tcp . 22 timeout 1h", '* comment "x"')
+    for element in (f"{STRANGER4} . tcp . 22", *others):
         load(lab, f"add element inet nfknock h4_ssh {{ {element} }}")
     assert lab.reaches(BASTION4, 22, source=STRANGER4)
     with Daemon(lab.bastion) as daemon:
@@ -416,9 +417,21 @@ def test_what_somebody_wrote_into_a_set_is_taken_out(lab: Lab) -> None:
         [hole] = json.loads(lab.nfknock("status", "--json").stdout)["holes"]
         assert hole["source"] == CLIENT4
         # Nor is it in the way of who knocks.
-        load(lab, "add element inet nfknock h4_ssh { 192.0.2.9 . tcp . 22 }")
+        load(lab, "add element inet nfknock h4_ssh { 192.0.2.9 . tcp . 22, * }")
         lab.nfknock("open", "ssh", "192.0.2.9")
         assert len(json.loads(lab.nfknock("status", "--json").stdout)["holes"]) == 2
+
+
+@pytest.mark.parametrize("shape", ["type ipv4_addr; flags interval", "type inet_service", "type mark; flags timeout"])
+def test_what_cannot_be_read_is_no_hole(namespace: None, shape: str) -> None:
+    name = elements.Name("odd", 4, is_behind=False)
+    library.run(f"add table inet nfknock; add set inet nfknock {name} {{ {shape}; }}")
+    # What stands for all the rest, among intervals, is more than this library's parser can take.
+    values = "192.0.2.0/24, 198.51.100.0/24" if "interval" in shape else "22, *"
+    library.run(f"add element inet nfknock {name} {{ {values} }}")
+    assert list(elements.read(name)) == []
+    assert elements.take_out_others(name) >= 2
+    assert elements.take_out_others(name) == 0
 
 
 def test_nfqueue_in_nf_tables_or_the_mend_where_it_has_none(lab: Lab) -> None:

@@ -111,7 +111,9 @@ class NftablesBackend:
         new: list[Hole] = []
         for hole in holes:
             ways = {*hole.opens, *self._ways.get(hole.door, ())}
-            parts = [part for way in ways if way.is_for(hole.source) and (part := _find(hole, way))]
+            parts = [
+                part for way in ways if way.is_for(hole.source) and (part := _find(hole.door, hole.source, way, now))
+            ]
             for older in elements.joined(part for part in parts if not part.is_expired(now)):
                 hole = hole.renewed(older)  # noqa: PLW2901
             gone += parts
@@ -126,11 +128,12 @@ class NftablesBackend:
         unknown = {door for door, _source in keys} - self._ways.keys()
         if unknown:
             self.holes()
+        now = self._clock()
         parts = [
             part
             for door, source in keys
             for way in self._ways.get(door, ())
-            if way.is_for(source) and (part := _find_by(door, source, way))
+            if way.is_for(source) and (part := _find(door, source, way, now))
         ]
         return self._take_out(parts)
 
@@ -152,7 +155,8 @@ class NftablesBackend:
         return self.close(hole.key for hole in self.holes() if hole.is_expired(now))
 
     def holes(self) -> list[Hole]:
-        parts = [part for name in elements.names() for part in elements.read(name)]
+        now = self._clock()
+        parts = [part for name in elements.names() for part in elements.read(name, now)]
         for part in parts:
             self._ways.setdefault(part.door, set()).update(part.opens)
         return elements.joined(parts)
@@ -203,7 +207,7 @@ class NftablesBackend:
         strange: dict[str, list[Hole]] = {}
         others = [name for name in elements.names() if elements.take_out_others(name)]
         for name in elements.names():
-            for part in elements.read(name):
+            for part in elements.read(name, self._clock()):
                 if part.door not in doors:
                     strange.setdefault("there is no such door any more", []).append(part)
                 elif not doors[part.door].issuperset(part.opens):
@@ -249,7 +253,9 @@ class NftablesBackend:
         """Shut what leads to hosts behind whose ports are guarded no more."""
         guarded = set(plan.forwarded)
         behind = [name for name in elements.names() if name.is_behind]
-        self._take_out([part for name in behind for part in elements.read(name) if not guarded.issuperset(part.opens)])
+        now = self._clock()
+        parts = [part for name in behind for part in elements.read(name, now)]
+        self._take_out([part for part in parts if not guarded.issuperset(part.opens)])
 
     def _delete_sets(self, names: Iterable[Name]) -> None:
         found = standing.read()
@@ -282,12 +288,8 @@ def _try(*commands: str) -> None:
     library.run("\n".join((f"add table {_PROBE}", *commands, f"delete table {_PROBE}")))
 
 
-def _find(hole: Hole, way: Opening) -> Hole | None:
-    return _find_by(hole.door, hole.source, way)
-
-
-def _find_by(door: str, source: IPAddress, way: Opening) -> Hole | None:
-    return elements.find(Name(door, source.version, way.to is not None), source, way)
+def _find(door: str, source: IPAddress, way: Opening, now: float) -> Hole | None:
+    return elements.find(Name(door, source.version, way.to is not None), source, way, now)
 
 
 def _make_set(name: Name, size: int) -> list[str]:
