@@ -292,6 +292,24 @@ def test_a_renewed_hole_goes_on_counting(backend: Backend, clock: Clock, hole: H
     assert backend.holes() == [replace(used, closes_at=clock.now + 60)]
 
 
+def test_what_is_taken_back_leaves_open_what_it_knows(backend: Backend, hole: Hole) -> None:
+    """A hole that was opened meanwhile may lead to what was not guarded before."""
+    before = replace(PLAN, forwarded=(), allowed=())
+    backend.apply(before)
+    take_back = backend.remember()
+    backend.apply(PLAN)
+    holes = [hole, replace(hole, door="web", packets=7, bytes=420)]
+    backend.open(holes)
+    for _attempt in range(2):
+        take_back()
+        here = tuple(each for each in hole.opens if each.to is None)
+        assert sorted(backend.holes(), key=str) == sorted(
+            [replace(each, opens=here) for each in holes if here], key=str
+        )
+        assert backend.state(before).applied
+        assert not backend.apply(before).changed
+
+
 def test_many_holes(backend: Backend, hole: Hole) -> None:
     backend.apply(PLAN)
     prefix = "2001:db8::" if hole.source.version == 6 else "198.51.100."

@@ -368,6 +368,37 @@ def test_a_trial_that_nobody_confirms_goes_back(lab: Lab) -> None:
     assert lab.rules() == before
 
 
+def test_a_trial_is_taken_back_though_the_hosts_chain_is_another_one_by_then(lab: Lab) -> None:
+    load(lab, DROP)
+    lab.serve(22)
+    lab.configure(NFT)
+    lab.nfknock("apply")
+    lab.nfknock("open", "ssh", CLIENT4)
+    lab.configure(NFT.replace("9307", "9308"))
+    lab.nfknock("apply", "--confirm", "4", "--no-wait")
+    load(lab, f"delete table inet filter; {DROP.replace('inet filter', 'inet other')}")
+    # Without a daemon: it would write what it knows.
+    wait_until(lambda: "9308" not in lab.rules(), "the roll-back")
+    assert lab.reaches(BASTION4, 22)
+    assert not is_let_in(lab, BASTION4, 22, source=STRANGER4)
+    lab.configure(NFT)
+    assert "is gone" not in lab.nfknock("status", "--json").stdout
+    lab.daemon()
+
+
+def test_a_trial_is_taken_back_though_the_hosts_chain_is_gone(lab: Lab) -> None:
+    """Then nobody shuts anything until somebody who knows the plan looks: the daemon does, as it is told to reload."""
+    load(lab, DROP)
+    lab.serve(80)
+    ready(lab)
+    lab.configure(NFT.replace("9307", "9308"))
+    lab.nfknock("apply", "--confirm", "3", "--no-wait")
+    load(lab, "delete table inet filter")
+    wait_until(lambda: "9308" not in lab.rules(), "the roll-back")
+    lab.wait_until_shut(BASTION4, 80)
+    wait_until(lambda: '"applied": true' in lab.nfknock("status", "--json").stdout, "the repair")
+
+
 def test_interfaces_by_their_beginning(lab: Lab) -> None:
     daemon = ready(lab, NFT.replace("[firewall]", '[firewall]\ninterfaces = ["b+"]'))
     knock(lab, daemon)

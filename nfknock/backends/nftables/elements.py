@@ -213,10 +213,23 @@ def _write(changes: Iterable[tuple[int, Name, bytes]]) -> None:
         raise BackendError(f"writing holes by nf_tables: {library.reason(exc)}") from exc
 
 
+def words(hole: Hole, opening: Opening, now: float, *, is_counted: bool) -> str:
+    """Return one element of a hole in nft's language; `is_counted` if it is the one that has the hole's counters."""
+    target = [str(opening.to)] if opening.to else []
+    key = " . ".join((str(hole.source), *target, opening.port.protocol, str(opening.port.number)))
+    counter = f"counter packets {hole.packets} bytes {hole.bytes} " if is_counted else ""
+    timeout = "" if hole.closes_at is None else f"timeout {_milliseconds(hole.closes_at, now)}ms "
+    return f'{key} {counter}{timeout}comment "{label_of(hole)}"'
+
+
 def _timeout(hole: Hole, now: float) -> bytes:
     if hole.closes_at is None:
         return b""
-    return attribute(_TIMEOUT, struct.pack("!Q", max(1, round((hole.closes_at - now) * 1000))))
+    return attribute(_TIMEOUT, struct.pack("!Q", _milliseconds(hole.closes_at, now)))
+
+
+def _milliseconds(closes_at: float, now: float) -> int:
+    return max(1, round((closes_at - now) * 1000))
 
 
 def _counted(hole: Hole) -> bytes:

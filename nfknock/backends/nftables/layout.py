@@ -111,7 +111,7 @@ def _behind(plan: Plan, stand: Stand) -> Chains:
         MAIN: list(_main(plan, stand)),
         KNOCKS: list(_knocks(plan)),
         ADMIT: list(_admit(stand)),
-        ENTRANCES: [_rule("continue", f"{_PASSES}{entrance}") for entrance in stand.entrances],
+        ENTRANCES: record(stand.entrances),
     }
     if plan.reader == "nflog":
         own |= {COPIES: list(_copies(plan)), AT_ONCE: list(_copies_at_once(plan))}
@@ -137,6 +137,11 @@ def read_digest(comment: str) -> str:
     """Return what the comment of the base chain's jump says of the plan, "" if it says nothing."""
     match = _JUMP_COMMENT.fullmatch(comment)
     return match["digest"] if match else ""
+
+
+def record(places: Iterable[str]) -> list[Statement]:
+    """Return the rules of ENTRANCES."""
+    return [_rule("continue", f"{_PASSES}{place}") for place in places]
 
 
 def read_entrance(comment: str) -> str:

@@ -46,6 +46,11 @@ class Found:
         """Whether any chain of ours is."""
         return any(nftread.is_own(key) for key in self.ruleset.chains)
 
+    def has(self, place: str) -> bool:
+        """Whether the host has a chain that packets come to, "FAMILY TABLE CHAIN"."""
+        chain = self.ruleset.chains.get(_key(place))
+        return chain is not None and _can_be_entered(chain)
+
     def chain(self, name: str) -> Chain | None:
         """Return a chain of ours."""
         return self.ruleset.chains.get((_INET, TABLE, name))
@@ -122,6 +127,15 @@ def why_not_attached(found: Found, attach: str) -> str:
     foreign = nftread.foreign(found.ruleset).chains.values()
     there = ", ".join(str(each) for each in foreign if each.hook == "input") or "none"
     return f"firewall.attach: {attach!r} is no chain with hook input or forward here; there is {there}"
+
+
+def shutting(found: Found) -> list[str]:
+    """Return the host's chains that drop, by their policy, whatever comes in that they do not know."""
+    return [
+        str(each)
+        for each in found.ruleset.chains.values()
+        if each.hook == "input" and each.drops and _can_be_entered(each)
+    ]
 
 
 def _can_be_entered(chain: Chain) -> bool:
