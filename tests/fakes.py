@@ -38,7 +38,7 @@ class FakeBackend:
         if not dry_run:
             self._plan = plan
             self._holes.update({hole.key: hole for hole in holes})
-            self._holes = {key: hole for key, hole in map(self._guarded, self._holes.items()) if hole.opens}
+            self._guard()
         return Change(changed=changed, difference=("+ a plan",) if changed and dry_run else ())
 
     def remove(self) -> Change:
@@ -94,6 +94,7 @@ class FakeBackend:
 
         def take_back() -> None:
             self._plan = plan
+            self._guard()
 
         return take_back
 
@@ -109,6 +110,9 @@ class FakeBackend:
             if not opens:
                 del self._holes[key]
         return gone
+
+    def _guard(self) -> None:
+        self._holes = {key: hole for key, hole in map(self._guarded, self._holes.items()) if hole.opens}
 
     def _guarded(self, item: tuple[_Key, Hole]) -> tuple[_Key, Hole]:
         """Return a hole with those of its openings that the plan knows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from nfknock.backends.succession import Succession
 from nfknock.core.model import Hole, Opening, Port
 from nfknock.core.plan import Plan
-from nfknock.errors import BackendError
+from nfknock.errors import BackendError, LockHeldError
 from tests.fakes import FakeBackend
 
 PLAN = Plan(baseline=(), allowed=(), knock_ports=(Port(7101),), queue=5)
@@ -112,6 +113,36 @@ def test_taken_back_the_old_one_has_what_is_open_by_then(both: Succession, old: 
     take_back()
     assert not new.stands()
     assert old.holes() == [hole(2), hole(4)]
+
+
+def test_taken_back_what_the_old_one_did_not_guard_is_shut(
+    both: Succession, old: FakeBackend, new: FakeBackend
+) -> None:
+    take_back = both.remember()
+    both.apply(replace(PLAN, forwarded=(FAR,)))
+    new.open([hole(3, FAR), replace(hole(4), opens=(*hole(4).opens, FAR)), hole(5)])
+    for _attempt in range(2):
+        take_back()
+        assert not new.stands()
+        assert old.holes() == [hole(2), hole(4), hole(5)]
+
+
+def test_taken_back_at_the_second_attempt_everything_is_there(
+    both: Succession, old: FakeBackend, new: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_back = both.remember()
+    both.apply(PLAN)
+    new.open([hole(3)])
+
+    def fails(_holes: object) -> list[Hole]:
+        raise LockHeldError("the lock is held")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(old, "open", fails)
+        with pytest.raises(LockHeldError):
+            take_back()
+    take_back()
+    assert old.holes() == [hole(2), hole(3)]
 
 
 def test_remove_takes_out_both(both: Succession, old: FakeBackend, new: FakeBackend) -> None:

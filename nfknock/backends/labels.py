@@ -12,6 +12,8 @@ from nfknock.core.model import Hole
 
 _LABEL = re.compile(r"nfknock hole (?P<door>\S+) opened (?P<opened>\S+) closes (?P<closes>\S+)")
 _NEVER = "never"
+# Where a label's end is so much later than the one that the kernel counts down to, the clock was set back meanwhile.
+_TOLERANCE = 10.0
 
 
 def label_of(hole: Hole) -> str:
@@ -29,6 +31,13 @@ def read_label(label: str) -> tuple[str, float, float | None] | None:
     except ValueError:
         return None
     return None if opened_at is None else (match["door"], opened_at, closes_at)
+
+
+def counted_end(closes_at: float | None, left: float | None, now: float) -> float | None:
+    """Return when a hole ends of which a label says one thing and the kernel that so many seconds are left."""
+    if closes_at is None or left is None or closes_at - now <= left + _TOLERANCE:
+        return closes_at
+    return now + left
 
 
 def instant(at: float | None) -> str:

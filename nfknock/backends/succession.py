@@ -13,7 +13,7 @@ from dataclasses import replace
 from nfknock.backends import Backend, Change, FirewallState, Strange
 from nfknock.core.model import Hole, IPAddress, Opening
 from nfknock.core.plan import Plan
-from nfknock.errors import BackendError
+from nfknock.errors import BackendError, LockHeldError
 
 
 class Succession:
@@ -95,15 +95,19 @@ class Succession:
             return self._chosen.remember()
         remembered = [each.remember() for each in (*stood, *([] if self._chosen in stood else [self._chosen]))]
 
+        # Outside, as the second attempt finds no more what the first has taken out.
+        now: dict[tuple[str, IPAddress], Hole] = {}
+
         def take_back() -> None:
-            now = {hole.key: hole for hole in self.holes()}
+            if not now:
+                now.update({hole.key: hole for hole in self.holes()})
             for restore in remembered:
                 restore()
             for each in stood:
                 # What was opened and shut meanwhile is as open and as shut here.
                 standing = {hole.key for hole in each.holes()}
                 each.close(standing - now.keys())
-                each.open(hole for key, hole in now.items() if key not in standing)
+                _open_known(each, [hole for key, hole in now.items() if key not in standing])
 
         return take_back
 
@@ -118,6 +122,23 @@ class Succession:
 
     def _predecessors(self) -> list[Backend]:
         return [each for each in self._others() if each.stands()]
+
+
+def _open_known(backend: Backend, holes: Sequence[Hole]) -> None:
+    """Open these holes; of one that leads to what this backend does not guard, as much as leads here."""
+    try:
+        backend.open(holes)
+    except LockHeldError:
+        raise
+    except BackendError:
+        if len(holes) > 1:
+            for hole in holes:
+                _open_known(backend, [hole])
+            return
+        here = [replace(hole, opens=tuple(each for each in hole.opens if each.to is None)) for hole in holes]
+        if here == list(holes):
+            raise
+        backend.open(hole for hole in here if hole.opens)
 
 
 def _is_guarded(hole: Hole, plan: Plan) -> bool:

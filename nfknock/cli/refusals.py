@@ -64,6 +64,7 @@ def refuse_or_warn(
 def _reasons(config: Config, backend: Backend) -> Iterator[Reason]:
     yield from _locks_out(config, backend)
     yield from _is_dropped(config)
+    yield from _cannot_attach(config)
     yield from _shares_queue(config)
 
 
@@ -147,6 +148,13 @@ def _is_dropped_by_nftables(config: Config) -> Iterator[Reason]:
         why = (exc.strerror or str(exc)).lower()
         text = f"the host's nf_tables ruleset could not be read ({why})"
         yield Reason(text, "it may drop what nfknock opens", is_certain=False)
+
+
+def _cannot_attach(config: Config) -> Iterator[Reason]:
+    if config.backend.name != "nftables":
+        return
+    if why := standing.why_not_attached(standing.read(), config.backend.attach):
+        yield Reason(why, "name another one, or none; until it is there nfknock stands without it")
 
 
 def _shares_queue(config: Config) -> Iterator[Reason]:

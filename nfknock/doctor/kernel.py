@@ -168,11 +168,15 @@ def has_nftables(check: str, patient: Patient) -> Iterator[Finding]:
         yield from _has_queue_expression(check)
     if patient.config is None:
         return
+    attach = patient.config.backend.attach
     try:
-        stand = nftables.fitting(nftables.read(), patient.config.plan, patient.config.backend.attach)
+        found = nftables.read()
+        stand = nftables.fitting(found, patient.config.plan, attach)
     except NfknockError as exc:
         yield Finding(check, "fault", str(exc))
         return
+    if why := nftables.why_not_attached(found, attach):
+        yield Finding(check, "fault", why, "name another one, or none")
     if stand.entrances:
         text = f"what nfknock lets in passes {', '.join(stand.entrances)} by a rule of its own"
         yield Finding(check, "ok", f"nf_tables: {text}")

@@ -15,7 +15,7 @@ from nfknock.host.modules import is_there
 from nfknock.netlink import NETFILTER, InterruptedDumpError, ask, attribute, attributes, number, text
 
 _SUBSYSTEM = 10 << 8
-_GET_TABLE, _GET_CHAIN, _GET_RULE, _GET_SET, _GET_ELEMENTS = 1, 4, 7, 10, 13
+_GET_TABLE, _GET_CHAIN, _GET_RULE, _GET_SET, _GET_ELEMENTS, _GET_GENERATION = 1, 4, 7, 10, 13, 16
 _MESSAGE_SIZE = 4
 _INET = 1
 _FAMILIES = {1: "inet", 2: "ip", 10: "ip6"}
@@ -118,6 +118,13 @@ def read() -> Ruleset | None:
                 return None
             raise
     return None
+
+
+def generation() -> int:
+    """Return the number that the kernel counts up with every change of the ruleset. Raises OSError."""
+    for answer in ask(NETFILTER, _SUBSYSTEM | _GET_GENERATION, struct.pack("=BBH", socket.AF_UNSPEC, 0, 0), flags=0):
+        return number(dict(attributes(answer, _MESSAGE_SIZE)).get(1, b""))
+    raise OSError(errno.EBADMSG, os.strerror(errno.EBADMSG))
 
 
 def _read() -> Ruleset | None:

@@ -265,6 +265,51 @@ def test_another_instance_sees_the_same_holes(namespace: None, clock: Clock, hol
     assert other.holes() == [hole]
 
 
+@pytest.mark.parametrize("name", ["ipset", "nftables"])
+def test_what_the_kernel_counts_ends_whatever_the_clock_says(
+    namespace: None, clock: Clock, hole: Hole, name: str
+) -> None:
+    """The backend iptables has dates, and a daemon that counts."""
+    backend = make(name, clock)
+    backend.apply(PLAN)
+    backend.open([hole])
+    clock.now -= 3600
+    [seen] = backend.holes()
+    assert seen.closes_at is not None
+    assert seen.closes_at <= clock.now + 31
+    again = replace(hole, opened_at=clock.now, closes_at=clock.now + 40)
+    assert backend.open([again]) == [replace(hole, closes_at=clock.now + 40)]
+    assert backend.holes() == [replace(hole, closes_at=clock.now + 40)]
+
+
+def test_a_renewed_hole_goes_on_counting(backend: Backend, clock: Clock, hole: Hole) -> None:
+    backend.apply(PLAN)
+    used = replace(hole, packets=7, bytes=420)
+    assert backend.open([used]) == [used]
+    assert backend.holes() == [used]
+    again = replace(hole, opened_at=clock.now, closes_at=clock.now + 60)
+    assert backend.open([again]) == [replace(used, closes_at=clock.now + 60)]
+    assert backend.holes() == [replace(used, closes_at=clock.now + 60)]
+
+
+def test_what_is_taken_back_leaves_open_what_it_knows(backend: Backend, hole: Hole) -> None:
+    """A hole that was opened meanwhile may lead to what was not guarded before."""
+    before = replace(PLAN, forwarded=(), allowed=())
+    backend.apply(before)
+    take_back = backend.remember()
+    backend.apply(PLAN)
+    holes = [hole, replace(hole, door="web", packets=7, bytes=420)]
+    backend.open(holes)
+    for _attempt in range(2):
+        take_back()
+        here = tuple(each for each in hole.opens if each.to is None)
+        assert sorted(backend.holes(), key=str) == sorted(
+            [replace(each, opens=here) for each in holes if here], key=str
+        )
+        assert backend.state(before).applied
+        assert not backend.apply(before).changed
+
+
 def test_many_holes(backend: Backend, hole: Hole) -> None:
     backend.apply(PLAN)
     prefix = "2001:db8::" if hole.source.version == 6 else "198.51.100."

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
 
+from nfknock.backends.nftables import NftablesBackend, elements, library
+from nfknock.core.model import Port
+from nfknock.core.plan import Plan
 from tests.kernel.test_doctor import examine, levels
 from tests.kernel.test_foreign_rulesets import DROPPING, inet
 from tests.kernel.test_refusals import over_ssh
@@ -23,6 +27,7 @@ open_timeout = "60s"
 KNOCKS = ("7101", "8203:udp", "9307")
 IPTABLES = f'[firewall]\nbackend = "iptables"\n{DOOR}'
 NFT = f'[firewall]\nbackend = "nftables"\n{DOOR}'
+ATTACHED = NFT.replace("[firewall]", '[firewall]\nattach = "inet filter input"')
 AUTO = f'[firewall]\nbackend = "auto"\n{DOOR}'
 # Without neighbour discovery there is no IPv6 at all.
 NEEDED = "ct state established,related accept; meta l4proto ipv6-icmp accept"
@@ -171,6 +176,54 @@ def test_a_ruleset_that_comes_later_and_drops_gets_its_entrance(lab: Lab) -> Non
     assert host == ruleset(lab)
 
 
+@pytest.mark.parametrize("kind", ["reject", "firewalld"])
+def test_one_that_comes_later_and_drops_by_its_last_rule_does_too(lab: Lab, kind: str) -> None:
+    daemon = ready(lab)
+    load(lab, HOSTS[kind])
+    daemon.wait_for(" drops what is let in; put back, with 0 holes")
+    knock(lab, daemon)
+    assert lab.reaches(BASTION4, 22)
+    assert lab.reaches(BASTION6, 22)
+    assert not is_let_in(lab, BASTION4, 22, source=STRANGER4)
+    assert json.loads(lab.nfknock("status", "--json").stdout)["firewall"]["applied"]
+
+
+@pytest.mark.parametrize("how", ["chain inet filter input { policy accept; }", "delete table inet filter"])
+def test_what_the_host_no_longer_shuts_is_shut(lab: Lab, how: str) -> None:
+    load(lab, DROP)
+    lab.serve(8080)
+    daemon = ready(lab)
+    load(lab, how)
+    daemon.wait_for("put back, with 0 holes")
+    assert lab.is_shut(BASTION4, 8080)
+    assert lab.is_shut(BASTION6, 8080)
+
+
+def test_to_look_after_it_costs_little_however_many_rules_there_are(namespace: None) -> None:
+    """As many as a program that bans strangers may have, and a FORWARD that drops, as beside Docker."""
+    bans = "; ".join(f"ip saddr 198.51.{each >> 8}.{each & 255} tcp dport 22 drop" for each in range(600))
+    forward = "chain forward { type filter hook forward priority filter; policy drop; }"
+    library.run(inet(bans, more=forward))
+    backend = NftablesBackend()
+    plan = Plan(
+        baseline=(), allowed=(), knock_ports=(Port(7101), Port(8203)), queue=5, reader="nflog", opens=(Port(22),)
+    )
+    backend.apply(plan)
+
+    def looking(*, changing: bool) -> float:
+        began_at = time.process_time()
+        assert backend.state(plan).applied
+        passed = time.process_time() - began_at
+        if changing:
+            library.run("add rule inet filter input tcp dport 23 drop")
+        return passed
+
+    whole = looking(changing=False)
+    assert sum(looking(changing=False) for _ in range(3)) < whole
+    library.run("add rule inet filter input tcp dport 23 drop")
+    assert sum(looking(changing=True) for _ in range(3)) < whole
+
+
 def save_and_restore(lab: Lab) -> None:
     for command in ("iptables-nft", "ip6tables-nft"):
         lab.bastion.run(f"{command}-restore", stdin=lab.bastion.run(f"{command}-save").stdout)
@@ -209,10 +262,57 @@ def test_the_chain_that_is_asked_for_brings_its_twin(lab: Lab) -> None:
 def test_a_chain_that_is_not_there_cannot_be_asked_for(lab: Lab) -> None:
     load(lab, DROP)
     lab.configure(NFT.replace("[firewall]", '[firewall]\nattach = "inet filter nothing"'))
+    before = ruleset(lab)
     done = lab.nfknock("apply", check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("nfknock: firewall.attach: 'inet filter nothing' is no chain with hook input ")
-    assert done.stderr.endswith("; there is inet filter input\n")
+    assert done.stderr.startswith("refused: firewall.attach: 'inet filter nothing' is no chain with hook input ")
+    assert "; there is inet filter input; name another one, or none" in done.stderr
+    assert ruleset(lab) == before
+    assert any("is no chain" in text for _level, text in examine(lab)["nf_tables"])
+
+
+def test_a_chain_that_comes_first_cannot_be_asked_for(lab: Lab) -> None:
+    """Nothing has been let in there yet."""
+    load(lab, DROP.replace("priority filter", "priority -10"))
+    lab.configure(NFT.replace("[firewall]", '[firewall]\nattach = "inet filter input"'))
+    done = lab.nfknock("apply", check=False)
+    assert done.returncode == 1
+    assert "'inet filter input' has no hook input or forward, or comes before nfknock" in done.stderr
+
+
+def test_without_the_chain_that_is_asked_for_nothing_stands_open(lab: Lab) -> None:
+    """A flush of everything took it; when the host's ruleset is back, so is the entrance."""
+    load(lab, DROP)
+    lab.serve(80)
+    daemon = ready(lab, ATTACHED)
+    knock(lab, daemon)
+    before = lab.rules()
+    load(lab, "flush ruleset")
+    daemon.wait_for("'inet filter input' is no chain with hook input or forward here; there is none, so nfknock stands")
+    lab.wait_until_shut(BASTION4, 80)
+    assert lab.is_shut(BASTION6, 80)
+    assert lab.reaches(BASTION4, 22)
+    load(lab, DROP)
+    # In another order: the host's table is the later one now.
+    wait_until(lambda: sorted(lab.rules().splitlines()) == sorted(before.splitlines()), "what was there to be back")
+    assert lab.reaches(BASTION4, 80)
+    assert lab.reaches(BASTION6, 22)
+
+
+def test_a_boot_without_the_chain_that_is_asked_for(lab: Lab) -> None:
+    load(lab, DROP)
+    lab.serve(80)
+    lab.configure(ATTACHED)
+    lab.nfknock("apply")
+    load(lab, "flush ruleset")
+    assert lab.nfknock("apply", check=False).returncode == 1
+    done = lab.nfknock("apply", "--or-last")
+    assert "warning: firewall.attach: 'inet filter input' is no chain" in done.stderr
+    assert lab.is_shut(BASTION4, 80)
+    with Daemon(lab.bastion, "--or-last") as daemon:
+        load(lab, DROP)
+        daemon.wait_for("the firewall was changed by somebody else: inet filter input ")
+        assert lab.reaches(BASTION4, 80)
 
 
 def test_what_legacy_rules_drop_is_refused(lab: Lab) -> None:
@@ -268,6 +368,37 @@ def test_a_trial_that_nobody_confirms_goes_back(lab: Lab) -> None:
     assert lab.rules() == before
 
 
+def test_a_trial_is_taken_back_though_the_hosts_chain_is_another_one_by_then(lab: Lab) -> None:
+    load(lab, DROP)
+    lab.serve(22)
+    lab.configure(NFT)
+    lab.nfknock("apply")
+    lab.nfknock("open", "ssh", CLIENT4)
+    lab.configure(NFT.replace("9307", "9308"))
+    lab.nfknock("apply", "--confirm", "4", "--no-wait")
+    load(lab, f"delete table inet filter; {DROP.replace('inet filter', 'inet other')}")
+    # Without a daemon: it would write what it knows.
+    wait_until(lambda: "9308" not in lab.rules(), "the roll-back")
+    assert lab.reaches(BASTION4, 22)
+    assert not is_let_in(lab, BASTION4, 22, source=STRANGER4)
+    lab.configure(NFT)
+    assert "is gone" not in lab.nfknock("status", "--json").stdout
+    lab.daemon()
+
+
+def test_a_trial_is_taken_back_though_the_hosts_chain_is_gone(lab: Lab) -> None:
+    """Then nobody shuts anything until somebody who knows the plan looks: the daemon does, as it is told to reload."""
+    load(lab, DROP)
+    lab.serve(80)
+    ready(lab)
+    lab.configure(NFT.replace("9307", "9308"))
+    lab.nfknock("apply", "--confirm", "3", "--no-wait")
+    load(lab, "delete table inet filter")
+    wait_until(lambda: "9308" not in lab.rules(), "the roll-back")
+    lab.wait_until_shut(BASTION4, 80)
+    wait_until(lambda: '"applied": true' in lab.nfknock("status", "--json").stdout, "the repair")
+
+
 def test_interfaces_by_their_beginning(lab: Lab) -> None:
     daemon = ready(lab, NFT.replace("[firewall]", '[firewall]\ninterfaces = ["b+"]'))
     knock(lab, daemon)
@@ -306,7 +437,8 @@ def test_what_somebody_wrote_into_a_set_is_taken_out(lab: Lab) -> None:
     lab.nfknock("apply")
     lab.nfknock("open", "ssh", CLIENT4)
     says = 'comment "nfknock hole ssh opened 2026-11-21T04:00:00.000Z closes 2099-11-21T04:00:00.000Z"'
-    for element in (f"{STRANGER4} . tcp . 22", f"192.0.2.9 . tcp . 22 {says}", "192.0.2.10 . tcp . 22 timeout 1h"):
+    others = (f"192.0.2.9 . tcp . 22 {says}", "192.0.2.10 . tcp . 22 timeout 1h", '* comment "x"')
+    for element in (f"{STRANGER4} . tcp . 22", *others):
         load(lab, f"add element inet nfknock h4_ssh {{ {element} }}")
     assert lab.reaches(BASTION4, 22, source=STRANGER4)
     with Daemon(lab.bastion) as daemon:
@@ -316,9 +448,21 @@ def test_what_somebody_wrote_into_a_set_is_taken_out(lab: Lab) -> None:
         [hole] = json.loads(lab.nfknock("status", "--json").stdout)["holes"]
         assert hole["source"] == CLIENT4
         # Nor is it in the way of who knocks.
-        load(lab, "add element inet nfknock h4_ssh { 192.0.2.9 . tcp . 22 }")
+        load(lab, "add element inet nfknock h4_ssh { 192.0.2.9 . tcp . 22, * }")
         lab.nfknock("open", "ssh", "192.0.2.9")
         assert len(json.loads(lab.nfknock("status", "--json").stdout)["holes"]) == 2
+
+
+@pytest.mark.parametrize("shape", ["type ipv4_addr; flags interval", "type inet_service", "type mark; flags timeout"])
+def test_what_cannot_be_read_is_no_hole(namespace: None, shape: str) -> None:
+    name = elements.Name("odd", 4, is_behind=False)
+    library.run(f"add table inet nfknock; add set inet nfknock {name} {{ {shape}; }}")
+    # What stands for all the rest, among intervals, is more than this library's parser can take.
+    values = "192.0.2.0/24, 198.51.100.0/24" if "interval" in shape else "22, *"
+    library.run(f"add element inet nfknock {name} {{ {values} }}")
+    assert list(elements.read(name)) == []
+    assert elements.take_out_others(name) >= 2
+    assert elements.take_out_others(name) == 0
 
 
 def test_nfqueue_in_nf_tables_or_the_mend_where_it_has_none(lab: Lab) -> None:

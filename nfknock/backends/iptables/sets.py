@@ -19,7 +19,7 @@ from nfknock.backends.ipset.kernel import Sets
 from nfknock.backends.iptables import layout, record
 from nfknock.backends.iptables.layout import FORWARD_HOLES, HOLES
 from nfknock.backends.iptables.store import Key, hole_chains, is_flushed, looks_at_sets, why_strange
-from nfknock.backends.labels import label_of, read_label
+from nfknock.backends.labels import counted_end, label_of, read_label
 from nfknock.backends.xtables import binding
 from nfknock.backends.xtables.binding import Encoded
 from nfknock.backends.xtables.table import FilterTable
@@ -36,8 +36,6 @@ _TYPES = {HOLES: "hash:ip,port", FORWARD_HOLES: "hash:ip,port,ip"}
 _LONGEST_NAME = 20
 # So many holes are opened without a look at what else is there.
 _FEW = 16
-# Where an entry's date is so much later than the end that the kernel counts down to, the clock was set back meanwhile.
-_TOLERANCE = 10.0
 
 
 class SetStore:
@@ -309,14 +307,12 @@ def _part(entry: Entry | None, now: float) -> Hole | None:
     if entry is None or told is None:
         return None
     door, opened_at, closes_at = told
-    if closes_at is not None and entry.timeout and closes_at - now > entry.timeout + _TOLERANCE:
-        closes_at = now + entry.timeout
     return Hole(
         door=door,
         source=entry.source,
         opens=(entry.opening,),
         opened_at=opened_at,
-        closes_at=closes_at,
+        closes_at=counted_end(closes_at, entry.timeout or None, now),
         packets=entry.packets,
         bytes=entry.bytes,
     )

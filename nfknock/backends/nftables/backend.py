@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from nfknock.backends import Change, FirewallState, Strange, forwarding, tracking
-from nfknock.backends.nftables import elements, layout, library, standing
+from nfknock.backends.nftables import elements, layout, library, script, standing
 from nfknock.backends.nftables.elements import Name
-from nfknock.backends.nftables.layout import FORWARD_HOLES, HOLES, PLACE, Stand
-from nfknock.backends.nftables.standing import Found
+from nfknock.backends.nftables.fit import Fit, generation
+from nfknock.backends.nftables.layout import FORWARD_HOLES, HOLES, PLACE
 from nfknock.core.model import Hole, IPAddress, Opening
 from nfknock.core.plan import BackendChoice, Plan
 from nfknock.errors import BackendError
@@ -31,6 +29,7 @@ class NftablesBackend:
         library.load()
         self._clock = clock
         self._choice = choice or BackendChoice(name="nftables")
+        self._fit = Fit(self._choice.attach)
         self._ways: dict[str, set[Opening]] = {}
         """What the holes of each door were seen to open: where one is looked for without reading whole sets."""
 
@@ -60,15 +59,16 @@ class NftablesBackend:
         is_due = bool(standing.damage(found, plan)) or found.digest != layout.digest(plan, stand)
         brought = tuple(holes)
         if dry_run:
-            difference = _difference(found, plan, stand) if is_due else ()
+            difference = script.difference(found, plan, stand) if is_due else ()
             return Change(changed=is_due or bool(brought), difference=difference, warnings=warnings)
         if is_due:
             was_there = found.is_there
             known, first = ((), ()) if was_there else tracking.adopt(frozenset())
-            library.run(_script(found, plan, stand))
+            library.run(script.bring_up(found, plan, stand))
             # Once more, for those that were begun meanwhile: what they lost is sent again.
             second = () if was_there else tracking.adopt(frozenset(known))[1]
             warnings = (*(first or second), *warnings)
+            self._fit.forget()
         self._retire(plan)
         if brought:
             self.open(brought)
@@ -76,7 +76,7 @@ class NftablesBackend:
 
     def remove(self) -> Change:
         found = standing.read()
-        commands = [*_delete_entrances(found, ())]
+        commands = [*script.delete_entrances(found, ())]
         if found.is_there or elements.names():
             commands.append(f"delete table {PLACE}")
         if commands:
@@ -108,7 +108,9 @@ class NftablesBackend:
         new: list[Hole] = []
         for hole in holes:
             ways = {*hole.opens, *self._ways.get(hole.door, ())}
-            parts = [part for way in ways if way.is_for(hole.source) and (part := _find(hole, way))]
+            parts = [
+                part for way in ways if way.is_for(hole.source) and (part := _find(hole.door, hole.source, way, now))
+            ]
             for older in elements.joined(part for part in parts if not part.is_expired(now)):
                 hole = hole.renewed(older)  # noqa: PLW2901
             gone += parts
@@ -123,11 +125,12 @@ class NftablesBackend:
         unknown = {door for door, _source in keys} - self._ways.keys()
         if unknown:
             self.holes()
+        now = self._clock()
         parts = [
             part
             for door, source in keys
             for way in self._ways.get(door, ())
-            if way.is_for(source) and (part := _find_by(door, source, way))
+            if way.is_for(source) and (part := _find(door, source, way, now))
         ]
         return self._take_out(parts)
 
@@ -149,17 +152,22 @@ class NftablesBackend:
         return self.close(hole.key for hole in self.holes() if hole.is_expired(now))
 
     def holes(self) -> list[Hole]:
-        parts = [part for name in elements.names() for part in elements.read(name)]
+        now = self._clock()
+        parts = [part for name in elements.names() for part in elements.read(name, now)]
         for part in parts:
             self._ways.setdefault(part.door, set()).update(part.opens)
         return elements.joined(parts)
 
     def state(self, plan: Plan | None = None) -> FirewallState:
+        # Before, so that a change in between is looked at the next time.
+        number = generation()
         found = standing.read()
         stand = standing.standing(found)
         damage = standing.damage(found, plan)
         if plan and not damage:
-            damage = [f"{place} drops what is let in" for place in standing.shut_out(found, plan)]
+            damage = self._fit.misfits(found, plan, number)
+        elif plan and (why := standing.why_not_attached(found, self._choice.attach)):
+            damage.append(f"{why}, so nfknock stands without it")
         return FirewallState(policy=dict(standing.policies(found, stand)), damage=tuple(damage))
 
     def repair(self, plan: Plan, holes: Iterable[Hole]) -> list[Hole]:
@@ -175,20 +183,14 @@ class NftablesBackend:
         return self.open(hole for hole in due if hole.opens)
 
     def remember(self) -> Callable[[], None]:
-        found = standing.read()
-        before = library.run(f"list table {PLACE}") if found.is_there else ""
-        entrances = found.entrances
+        past = script.Past(standing.read(), self._choice.set_size)
 
         def take_back() -> None:
-            if not before:
+            # With the holes as one transaction, since it is tried again where it fails.
+            if past.is_empty:
                 self.remove()
-                return
-            now = standing.read()
-            holes = self.holes()
-            commands = [*_delete_entrances(now, ()), f"delete table {PLACE}"] if now.is_there else []
-            library.run("\n".join((*commands, before, *map(layout.entrance, entrances))))
-            self._make_sets({Name.of(hole, opening) for hole in holes for opening in hole.opens})
-            self.open(holes)
+            else:
+                library.run(past.bring_back(standing.read(), self.holes(), self._clock()))
 
         return take_back
 
@@ -196,7 +198,7 @@ class NftablesBackend:
         strange: dict[str, list[Hole]] = {}
         others = [name for name in elements.names() if elements.take_out_others(name)]
         for name in elements.names():
-            for part in elements.read(name):
+            for part in elements.read(name, self._clock()):
                 if part.door not in doors:
                     strange.setdefault("there is no such door any more", []).append(part)
                 elif not doors[part.door].issuperset(part.opens):
@@ -232,9 +234,9 @@ class NftablesBackend:
         there = set(elements.names())
         commands = []
         for name in sorted(names - there, key=str):
-            if found.chain(_chain_of(name)) is None:
+            if found.chain(script.chain_of(name)) is None:
                 raise BackendError(_NOT_IN_PLACE)
-            commands += _make_set(name, self._choice.set_size)
+            commands += script.make_set(name, self._choice.set_size)
         if commands:
             library.run("\n".join(commands))
 
@@ -242,7 +244,9 @@ class NftablesBackend:
         """Shut what leads to hosts behind whose ports are guarded no more."""
         guarded = set(plan.forwarded)
         behind = [name for name in elements.names() if name.is_behind]
-        self._take_out([part for name in behind for part in elements.read(name) if not guarded.issuperset(part.opens)])
+        now = self._clock()
+        parts = [part for name in behind for part in elements.read(name, now)]
+        self._take_out([part for part in parts if not guarded.issuperset(part.opens)])
 
     def _delete_sets(self, names: Iterable[Name]) -> None:
         found = standing.read()
@@ -275,87 +279,5 @@ def _try(*commands: str) -> None:
     library.run("\n".join((f"add table {_PROBE}", *commands, f"delete table {_PROBE}")))
 
 
-def _find(hole: Hole, way: Opening) -> Hole | None:
-    return _find_by(hole.door, hole.source, way)
-
-
-def _find_by(door: str, source: IPAddress, way: Opening) -> Hole | None:
-    return elements.find(Name(door, source.version, way.to is not None), source, way)
-
-
-def _make_set(name: Name, size: int) -> list[str]:
-    return [f"add set {PLACE} {name} {{ type {name.type}; flags timeout; size {size}; counter; }}", _look_at(name)]
-
-
-def _look_at(name: Name) -> str:
-    """Return the command that has a set looked at; what is in it is let in."""
-    comment = standing.rule_comment(name)
-    return f'add rule {PLACE} {_chain_of(name)} {name.match} @{name} goto {layout.ADMIT} comment "{comment}"'
-
-
-def _chain_of(name: Name) -> str:
-    return FORWARD_HOLES if name.is_behind else HOLES
-
-
-def _script(found: Found, plan: Plan, stand: Stand) -> str:
-    """Return the commands that bring the host's ruleset to the plan; holes and their rules stay."""
-    wanted = layout.chains(plan, stand)
-    hole_chains = layout.hole_chains(plan)
-    kept = {*wanted, *hole_chains}
-    there = found.chains
-    sets = set(elements.names())
-    commands = [f"add table {PLACE}"]
-    # Emptied first, so that nothing leads to what is deleted.
-    commands += [f"flush chain {PLACE} {name}" for name in there if name not in (HOLES, FORWARD_HOLES)]
-    commands += [f"flush chain {PLACE} {name}" for name in (HOLES, FORWARD_HOLES) if name in there]
-    commands += [f"delete set {PLACE} {name}" for name in sets if name.is_behind and not plan.forwarded]
-    commands += [f"delete chain {PLACE} {name}" for name in there if name not in kept or found.has_lost_hook(name)]
-    for name in (*hole_chains, *wanted):
-        head = layout.head(name, stand)
-        commands.append(f"add chain {PLACE} {name}{f' {{ {head} }}' if head else ''}")
-    if plan.knocks_a_second:
-        commands += [f"add set {PLACE} {name} {{ {head} }}" for name, head in layout.limited_sets()]
-    elif any(rule.comment.endswith(layout.TOO_MANY) for rule in found.rules(layout.KNOCKS)):
-        commands += [f"delete set {PLACE} {name}" for name, _head in layout.limited_sets()]
-    commands += [_look_at(each) for each in sorted(sets, key=str) if plan.forwarded or not each.is_behind]
-    for name, statements in wanted.items():
-        commands += [f"add rule {PLACE} {name} {statement}" for statement in statements]
-    commands += _delete_entrances(found, stand.entrances)
-    for place in stand.entrances:
-        if [at for at, _rule in found.entrances_in(place)] != [0]:
-            commands.append(layout.entrance(place))
-    return "\n".join(commands)
-
-
-def _delete_entrances(found: Found, kept: Iterable[str]) -> list[str]:
-    """Return the commands that take out entrances: all but those that stand alone and on top of a chain to be kept."""
-    return [
-        f"delete rule {place} handle {rule.handle}"
-        for place, rule in found.all_entrances()
-        if place not in kept or [at for at, _rule in found.entrances_in(place)] != [0]
-    ]
-
-
-def _difference(found: Found, plan: Plan, stand: Stand) -> tuple[str, ...]:
-    """Return what would change, in nft's language; rules of ours are told apart by what they say."""
-    before = library.run(f"list table {PLACE}").splitlines() if found.is_there else []
-    before = [" ".join(line.split()) for line in before if 'comment "' in line]
-    after = [str(statement) for statements in layout.chains(plan, stand).values() for statement in statements]
-    old, new = map(_comparable, before), map(_comparable, after)
-    lines: list[str] = []
-    for what, *where in difflib.SequenceMatcher(a=list(old), b=list(new), autojunk=False).get_opcodes():
-        if what != "equal":
-            lines += [f"- {line}" for line in before[where[0] : where[1]]]
-            lines += [f"+ {line}" for line in after[where[2] : where[3]]]
-    policies = ("accept", "drop")
-    policy, base = policies[len(stand.shut) == 2], found.chain(layout.INPUT)
-    head = f"# table {PLACE}, policy {policy}"
-    if base and policies[base.drops] != policy:
-        lines[:0] = [f"- {layout.INPUT}: policy {policies[base.drops]}", f"+ {layout.INPUT}: policy {policy}"]
-    gates = [f"+ {layout.entrance(place)}" for place in stand.entrances if not found.entrances_in(place)]
-    return (head, *lines, *gates)
-
-
-def _comparable(line: str) -> str:
-    """Return a rule without what one version of nft lists in other words than the next."""
-    return re.sub(r"(?:meta l4proto tcp )?tcp flags .*? (?=limit |ct )", "", line)
+def _find(door: str, source: IPAddress, way: Opening, now: float) -> Hole | None:
+    return elements.find(Name(door, source.version, way.to is not None), source, way, now)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
 from nfknock import netlink
-from nfknock.backends.labels import label_of, read_label
+from nfknock.backends.labels import counted_end, label_of, read_label
 from nfknock.backends.nftables import library
 from nfknock.backends.nftables.layout import TABLE
 from nfknock.core.model import PROTOCOL_NUMBERS, Family, Hole, IPAddress, Opening, Port, Protocol
@@ -27,8 +28,11 @@ _SUBSYSTEM = 10
 _GET_SET, _NEW_ELEMENT, _GET_ELEMENT, _DELETE_ELEMENT = 10, 12, 13, 14
 _INET = 1
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
-_KEY, _TIMEOUT, _USERDATA, _EXPRESSION, _EXPRESSIONS = 1, 4, 6, 7, 12
+_KEY, _FLAGS, _TIMEOUT, _LEFT, _USERDATA, _EXPRESSION, _KEY_END, _EXPRESSIONS = 1, 3, 4, 5, 6, 7, 10, 12
+_NAMED_BY = (_KEY, _KEY_END, _FLAGS)
 _COMMENT_TYPE = 0
+# A protocol and a port, each in a register of its own.
+_PORT_SIZE = 8
 _ATTEMPTS = 5
 _PROTOCOLS: dict[int, Protocol] = {code: name for name, code in PROTOCOL_NUMBERS.items()}
 _TYPES: dict[str, str] = {"4": "ipv4_addr", "6": "ipv6_addr"}
@@ -84,37 +88,49 @@ def names() -> list[Name]:
     return [name for name in found if name is not None]
 
 
-def read(name: Name) -> Iterator[Hole]:
-    """Yield every part of a hole in a set; what is no hole of ours is passed over. Raises BackendError."""
+def read(name: Name, now: float = math.inf) -> Iterator[Hole]:
+    """Yield every part of a hole in a set; what is no hole of ours is passed over. Raises BackendError.
+
+    Each ends when it says, or, beyond doubt, when the kernel takes it away, by how much is left at `now`.
+    """
     for raw in _read_all(name):
-        if hole := _part(name, raw):
+        if hole := _part(name, raw, now):
             yield hole
 
 
 def take_out_others(name: Name) -> int:
     """Take out what is no hole of ours, or ends at another time than it says; return how many. Raises BackendError."""
-    keys = [dict(attributes(raw))[_KEY] for raw in _read_all(name) if _is_other(name, raw)]
-    for key in keys:
+    others = [_named(raw) for raw in _read_all(name) if _is_other(name, raw)]
+    for other in others:
         # Its time may have been over just now.
         with contextlib.suppress(FileNotFoundError):
-            _write([(_DELETE_ELEMENT, name, attribute(_KEY, key))])
-    return len(keys)
+            _write([(_DELETE_ELEMENT, name, other)])
+    return len(others)
+
+
+def _named(raw: bytes) -> bytes:
+    """Return what an element is told from others by; one that stands for all the rest has no key but a flag."""
+    return b"".join(
+        attribute(kind | netlink.NESTED * (kind != _FLAGS), content)
+        for kind, content in attributes(raw)
+        if kind in _NAMED_BY
+    )
 
 
 def _is_other(name: Name, raw: bytes) -> bool:
-    hole = _part(name, raw)
+    hole = _part(name, raw, math.inf)
     return hole is None or (hole.closes_at is None) != (_TIMEOUT not in dict(attributes(raw)))
 
 
 def _read_all(name: Name) -> list[bytes]:
-    # While the kernel gives its table another size, as after many changes, some elements are passed over and nothing
-    # says so (seen on Linux 6.18). Twice the same number is all of them.
-    found = _dump(name)
+    # While the kernel gives its table another size, as after many changes, some elements are passed over or told twice,
+    # and nothing says so (seen on Linux 6.18). Twice the same ones is all of them.
+    found = {_named(raw): raw for raw in _dump(name)}
     for _attempt in range(_ATTEMPTS):
-        before, found = found, _dump(name)
-        if len(found) == len(before):
+        before, found = found, {_named(raw): raw for raw in _dump(name)}
+        if found.keys() == before.keys():
             break
-    return found
+    return list(found.values())
 
 
 def _dump(name: Name) -> list[bytes]:
@@ -127,7 +143,7 @@ def _dump(name: Name) -> list[bytes]:
     ]
 
 
-def find(name: Name, source: IPAddress, opening: Opening) -> Hole | None:
+def find(name: Name, source: IPAddress, opening: Opening, now: float) -> Hole | None:
     """Return that part of a hole, None if it is not there, or no such set. Raises BackendError."""
     question = _list(name, attribute(1, attribute(_KEY, _key(source, opening))))
     try:
@@ -135,7 +151,7 @@ def find(name: Name, source: IPAddress, opening: Opening) -> Hole | None:
             for kind, listed in attributes(answer, 4):
                 if kind == _LIST_ELEMENTS:
                     for _kind, raw in attributes(listed):
-                        return _part(name, raw)
+                        return _part(name, raw, now)
     except FileNotFoundError:
         pass
     return None
@@ -171,9 +187,12 @@ def write(gone: Iterable[Hole], new: Iterable[Hole], now: float) -> None:
         ]
     for hole in new:
         about = _timeout(hole, now) + attribute(_USERDATA, _comment(label_of(hole)))
-        changes += [
-            (_NEW_ELEMENT, Name.of(hole, each), attribute(_KEY, _key(hole.source, each)) + about) for each in hole.opens
-        ]
+        # A renewed hole goes on counting; which of its elements had counted what is not worth a line.
+        counted = _counted(hole)
+        for each in hole.opens:
+            element = attribute(_KEY, _key(hole.source, each)) + about + counted
+            changes.append((_NEW_ELEMENT, Name.of(hole, each), element))
+            counted = b""
     _write(changes)
 
 
@@ -194,10 +213,31 @@ def _write(changes: Iterable[tuple[int, Name, bytes]]) -> None:
         raise BackendError(f"writing holes by nf_tables: {library.reason(exc)}") from exc
 
 
+def words(hole: Hole, opening: Opening, now: float, *, is_counted: bool) -> str:
+    """Return one element of a hole in nft's language; `is_counted` if it is the one that has the hole's counters."""
+    target = [str(opening.to)] if opening.to else []
+    key = " . ".join((str(hole.source), *target, opening.port.protocol, str(opening.port.number)))
+    counter = f"counter packets {hole.packets} bytes {hole.bytes} " if is_counted else ""
+    timeout = "" if hole.closes_at is None else f"timeout {_milliseconds(hole.closes_at, now)}ms "
+    return f'{key} {counter}{timeout}comment "{label_of(hole)}"'
+
+
 def _timeout(hole: Hole, now: float) -> bytes:
     if hole.closes_at is None:
         return b""
-    return attribute(_TIMEOUT, struct.pack("!Q", max(1, round((hole.closes_at - now) * 1000))))
+    return attribute(_TIMEOUT, struct.pack("!Q", _milliseconds(hole.closes_at, now)))
+
+
+def _milliseconds(closes_at: float, now: float) -> int:
+    return max(1, round((closes_at - now) * 1000))
+
+
+def _counted(hole: Hole) -> bytes:
+    if not (hole.packets or hole.bytes):
+        return b""
+    counts = attribute(1, struct.pack("!Q", hole.bytes)) + attribute(2, struct.pack("!Q", hole.packets))
+    counter = attribute(1, b"counter\0") + attribute(2 | netlink.NESTED, counts)
+    return attribute(_EXPRESSION | netlink.NESTED, counter)
 
 
 def _comment(text: str) -> bytes:
@@ -216,26 +256,30 @@ def _key(source: IPAddress, opening: Opening) -> bytes:
     return attribute(1, source.packed + target + rest)
 
 
-def _part(name: Name, raw: bytes) -> Hole | None:
+def _part(name: Name, raw: bytes, now: float) -> Hole | None:
     content = dict(attributes(raw))
     userdata = content.get(_USERDATA, b"")
     if len(userdata) < 2 or userdata[0] != _COMMENT_TYPE:
         return None
     label = read_label(userdata[2 : 1 + userdata[1]].decode(errors="replace"))
-    key = dict(attributes(content[_KEY]))[1]
+    key = dict(attributes(content.get(_KEY, b""))).get(1, b"")
     size = 4 if name.version == 4 else 16
     addresses = 2 * size if name.is_behind else size
+    # All the rest, or in a set of another type.
+    if len(key) != addresses + _PORT_SIZE or _KEY_END in content:
+        return None
     protocol = _PROTOCOLS.get(key[addresses])
     if label is None or protocol is None or label[0] != name.door:
         return None
     to = ip_address(key[size:addresses]) if name.is_behind else None
+    left = netlink.number(content[_LEFT]) / 1000 if _LEFT in content else None
     packets, octets = _counters(content)
     return Hole(
         door=name.door,
         source=ip_address(key[:size]),
         opens=(Opening(Port(int.from_bytes(key[addresses + 4 : addresses + 6]), protocol), to),),
         opened_at=label[1],
-        closes_at=label[2],
+        closes_at=counted_end(label[2], left, now),
         packets=packets,
         bytes=octets,
     )

@@ -2,7 +2,8 @@
 
 Its base chain comes in front of everybody else's. Where none of the host's base chains drops what we let in, that is
 all: policy DROP, and the order is that of the backend iptables. Where one would, what we let in gets a mark, and the
-first rule of that chain, the *entrance*, accepts what bears it. docs/design/0014 says why that, and not a jump.
+first rule of that chain, the *entrance*, accepts what bears it. docs/design/0014 says why that, and not a jump; and
+why a packet that comes to a hook of ours with that mark loses it first.
 
 Chains of holes have one rule for each door's set; they are written when a door is opened first, the others by `apply`.
 """
@@ -52,6 +53,7 @@ JUMPS = {
 """The comments of the jumps to chains."""
 
 ENTRANCE_COMMENT = "nfknock: what it opens"
+UNMARK_COMMENT = "nfknock: marks from before"
 
 _FAMILIES: tuple[Family, ...] = ("ipv4", "ipv6")
 _ADDRESS: dict[Family, str] = {"ipv4": "ip", "ipv6": "ip6"}
@@ -109,12 +111,15 @@ def _behind(plan: Plan, stand: Stand) -> Chains:
         MAIN: list(_main(plan, stand)),
         KNOCKS: list(_knocks(plan)),
         ADMIT: list(_admit(stand)),
-        ENTRANCES: [_rule("continue", f"{_PASSES}{entrance}") for entrance in stand.entrances],
+        ENTRANCES: record(stand.entrances),
     }
     if plan.reader == "nflog":
         own |= {COPIES: list(_copies(plan)), AT_ONCE: list(_copies_at_once(plan))}
+    if plan.forwarded or stand.entrances:
+        jumps = [Statement(f"jump {FORWARDED}", JUMPS[FORWARDED])] if plan.forwarded else []
+        own[FORWARD] = [*_unmark(stand), *jumps]
     if plan.forwarded:
-        own |= {FORWARD: [Statement(f"jump {FORWARDED}", JUMPS[FORWARDED])], FORWARDED: list(_forwarded(plan))}
+        own[FORWARDED] = list(_forwarded(plan))
     return own
 
 
@@ -132,6 +137,11 @@ def read_digest(comment: str) -> str:
     """Return what the comment of the base chain's jump says of the plan, "" if it says nothing."""
     match = _JUMP_COMMENT.fullmatch(comment)
     return match["digest"] if match else ""
+
+
+def record(places: Iterable[str]) -> list[Statement]:
+    """Return the rules of ENTRANCES."""
+    return [_rule("continue", f"{_PASSES}{place}") for place in places]
 
 
 def read_entrance(comment: str) -> str:
@@ -152,7 +162,14 @@ def entrance(place: str) -> str:
     return f'insert rule {place} meta mark {ADMIT_MARK:#x} counter accept comment "{ENTRANCE_COMMENT}"'
 
 
+def _unmark(stand: Stand) -> Iterator[Statement]:
+    # What comes out of a tunnel bears the mark that let the tunnel's own packet in.
+    if stand.entrances:
+        yield Statement(f"meta mark {ADMIT_MARK:#x} meta mark set 0x0", UNMARK_COMMENT)
+
+
 def _entry(plan: Plan, stand: Stand) -> Iterator[Statement]:
+    yield from _unmark(stand)
     yield _rule(f"jump {MAIN}", f"holes and knocks (plan {digest(plan, stand)})")
     if len(stand.shut) == 1:
         [family] = stand.shut

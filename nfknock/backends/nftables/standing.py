@@ -46,6 +46,11 @@ class Found:
         """Whether any chain of ours is."""
         return any(nftread.is_own(key) for key in self.ruleset.chains)
 
+    def has(self, place: str) -> bool:
+        """Whether the host has a chain that packets come to, "FAMILY TABLE CHAIN"."""
+        chain = self.ruleset.chains.get(_key(place))
+        return chain is not None and _can_be_entered(chain)
+
     def chain(self, name: str) -> Chain | None:
         """Return a chain of ours."""
         return self.ruleset.chains.get((_INET, TABLE, name))
@@ -97,28 +102,53 @@ def read() -> Found:
 
 
 def fitting(found: Found, plan: Plan, attach: str) -> Stand:
-    """Find out how to stand in this host. Raises BackendError where `attach` names no chain that can be."""
+    """Find out how to stand in this host, without the chain `attach` where that cannot be. Raises BackendError."""
     foreign = nftread.foreign(found.ruleset)
     try:
-        entrances = dict.fromkeys((*_asked_for(foreign, attach), *_needed(foreign, plan)))
+        entrances = dict.fromkeys((*asked_for(found, attach), *_needed(foreign, plan)))
         guarded = {family for place, family in _last_words(foreign, plan) if place in entrances}
     except OSError as exc:
         raise BackendError(f"reading the nf_tables ruleset: {library.reason(exc)}") from exc
     return Stand(entrances=tuple(sorted(entrances)), shut=frozenset(_FAMILIES.values()) - guarded)
 
 
-def _asked_for(foreign: Ruleset, attach: str) -> Iterator[str]:
+def asked_for(found: Found, attach: str) -> list[str]:
+    """Return the host's chains that `attach` means, as far as they are there and come after ours."""
+    chains = [each for key in _attached(attach) if (each := found.ruleset.chains.get(key)) and _can_be_entered(each)]
+    return [str(each) for each in chains] if chains and chains[0].key == _key(attach) else []
+
+
+def why_not_attached(found: Found, attach: str) -> str:
+    """Say why what is let in cannot pass the chain that is asked for, "" if it can or none is."""
+    if not attach or asked_for(found, attach):
+        return ""
+    if _key(attach) in found.ruleset.chains:
+        return f"firewall.attach: {attach!r} has no hook input or forward, or comes before nfknock"
+    foreign = nftread.foreign(found.ruleset).chains.values()
+    there = ", ".join(str(each) for each in foreign if each.hook == "input") or "none"
+    return f"firewall.attach: {attach!r} is no chain with hook input or forward here; there is {there}"
+
+
+def shutting(found: Found) -> list[str]:
+    """Return the host's chains that drop, by their policy, whatever comes in that they do not know."""
+    return [
+        str(each)
+        for each in found.ruleset.chains.values()
+        if each.hook == "input" and each.drops and _can_be_entered(each)
+    ]
+
+
+def _can_be_entered(chain: Chain) -> bool:
+    # In one that comes before ours nothing bears the mark yet, or what somebody else put it on does.
+    return not nftread.is_own(chain.key) and chain.hook in ("input", "forward") and chain.priority > layout.PRIORITY
+
+
+def _attached(attach: str) -> list[Key]:
+    """Return the chain that is asked for, and the one for the other family by the same name."""
     if not attach:
-        return
-    chain = foreign.chains.get(_key(attach))
-    if chain is None or chain.hook not in ("input", "forward"):
-        there = ", ".join(str(each) for each in foreign.chains.values() if each.hook == "input") or "none"
-        raise BackendError(f"firewall.attach: {attach!r} is no chain with hook input or forward here; there is {there}")
-    yield str(chain)
+        return []
     family, rest = attach.split(maxsplit=1)
-    twin = f"{_TWINS.get(family, '')} {rest}"
-    if family in _TWINS and _key(twin) in foreign.chains:
-        yield str(foreign.chains[_key(twin)])
+    return [_key(attach), *([_key(f"{_TWINS[family]} {rest}")] if family in _TWINS else [])]
 
 
 def _needed(foreign: Ruleset, plan: Plan) -> Iterator[str]:
@@ -131,10 +161,12 @@ def _needed(foreign: Ruleset, plan: Plan) -> Iterator[str]:
     last_words = {place for place, _family in _last_words(foreign, plan)}
     for conflict in conflicts(foreign, (*opened, *opened_by(plan, ()))):
         is_needed = conflict.fate == "drops" or str(conflict.chain) in last_words
-        if is_needed and conflict.chain.priority > layout.PRIORITY:
+        if is_needed and _can_be_entered(conflict.chain):
             yield str(conflict.chain)
     if plan.forwarded:
-        yield from (str(each) for each in foreign.chains.values() if each.hook == "forward" and each.drops)
+        for chain in foreign.chains.values():
+            if chain.hook == "forward" and chain.drops and _can_be_entered(chain):
+                yield str(chain)
 
 
 def _last_words(foreign: Ruleset, plan: Plan) -> Iterator[tuple[str, Family]]:
@@ -159,17 +191,6 @@ def gets_by(conflict: Conflict, stand: Stand) -> bool:
     if conflict.chain.priority <= layout.PRIORITY:
         return False
     return conflict.opened is None or str(conflict.chain) in stand.entrances
-
-
-def shut_out(found: Found, plan: Plan) -> list[str]:
-    """Return the host's chains that came after us and drop what we let in."""
-    new = {
-        str(chain)
-        for chain in nftread.foreign(found.ruleset).chains.values()
-        if chain.hook in ("input", "forward") and chain.drops and str(chain) not in found.entrances
-    }
-    # To find out takes long where there are many rules; nobody loads such a chain every day.
-    return sorted(new.intersection(fitting(found, plan, "").entrances)) if new else []
 
 
 def policies(found: Found, stand: Stand) -> dict[Family, str]:
@@ -211,7 +232,9 @@ def damage(found: Found, plan: Plan | None) -> list[str]:
     lines += _changed_rules(found, plan, stand) if plan and stand else _missing_ways(found)
     lines += _damaged_holes(found)
     for place in (stand or found).entrances:
-        if not any(at == 0 for at, _rule in found.entrances_in(place)):
+        if _key(place) not in found.ruleset.chains:
+            lines.append(f"{place} is gone")
+        elif not any(at == 0 for at, _rule in found.entrances_in(place)):
             lines.append(f"{place} does not begin with the entrance")
     return lines
 
@@ -239,7 +262,8 @@ def _changed_rules(found: Found, plan: Plan, stand: Stand) -> Iterator[str]:
 def _missing_ways(found: Found) -> Iterator[str]:
     """Say what nothing leads to, as far as that is to be seen without the plan."""
     ways = [(MAIN, HOLES), (MAIN, KNOCKS)]
-    if {FORWARD, FORWARDED, FORWARD_HOLES}.intersection(found.chains):
+    forwards = {FORWARDED, FORWARD_HOLES} if found.entrances else {FORWARD, FORWARDED, FORWARD_HOLES}
+    if forwards.intersection(found.chains):
         ways += [(FORWARD, FORWARDED), (FORWARDED, FORWARD_HOLES)]
     for name, target in ways:
         if found.chain(target) is None:
@@ -248,6 +272,9 @@ def _missing_ways(found: Found) -> Iterator[str]:
             yield f"the chain {name} is gone"
         elif layout.JUMPS[target] not in {rule.comment for rule in found.rules(name)}:
             yield f"{name} does not jump to {target}"
+    for name in (INPUT, FORWARD) if found.entrances else ():
+        if [rule.comment for rule in found.rules(name)[:1]] != [layout.UNMARK_COMMENT]:
+            yield f"{name} leaves marks from before"
 
 
 def _damaged_holes(found: Found) -> Iterator[str]:
