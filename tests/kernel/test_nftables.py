@@ -14,6 +14,7 @@ from nfknock.core.plan import Plan
 from tests.kernel.test_doctor import examine, levels
 from tests.kernel.test_foreign_rulesets import DROPPING, inet
 from tests.kernel.test_refusals import over_ssh
+from tests.kernel.test_scans import EVERY_PORT, counters, scan
 from tests.lab import BASTION4, BASTION6, CLIENT4, CLIENT6, NFKNOCK, STRANGER4, Daemon, Lab, echo, wait_until
 
 DOOR = """
@@ -116,6 +117,23 @@ def test_what_the_host_lets_in_stays_open_where_it_has_the_last_word(lab: Lab, k
     lab.nfknock("apply")
     assert lab.reaches(BASTION4, 80)
     assert not is_let_in(lab, BASTION4, 8080)
+
+
+@pytest.mark.parametrize("kind", ["policy", "ufw", "firewalld"])
+def test_scans_are_seen_where_the_host_has_the_last_word(lab: Lab, kind: str) -> None:
+    """A port at which nobody listens is closed, whatever the host's chain would say; others are the host's business."""
+    load(lab, HOSTS[kind])
+    lab.serve(80)
+    daemon = ready(lab, NFT.replace("8203/udp", "8203") + "[guard]\nports = 0\n")
+    for knock in ("7101", "8203", "9307"):
+        lab.connect(BASTION4, 80).close()
+        lab.knock(BASTION4, knock)
+    daemon.wait_for(f"{CLIENT4}: ssh: OPEN SESAME")
+    assert counters(lab)["strays"] == 0
+    for address in ("198.51.100.1", "198.51.100.2", "198.51.100.3"):
+        scan(lab, address, EVERY_PORT)
+    wait_until(lambda: counters(lab)["strays"] > 1000, "the strays to be heard")
+    assert sum("OPEN SESAME" in line for line in daemon.lines) == 1
 
 
 def test_where_the_host_drops_one_port_alone_everything_else_is_shut_by_nfknock(lab: Lab) -> None:

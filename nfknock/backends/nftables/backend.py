@@ -11,12 +11,13 @@ from nfknock.backends.nftables import elements, layout, library, script, standin
 from nfknock.backends.nftables.elements import Name
 from nfknock.backends.nftables.fit import Fit, generation
 from nfknock.backends.nftables.layout import FORWARD_HOLES, HOLES, PLACE
+from nfknock.backends.nftables.standing import PROBE
 from nfknock.core.model import Hole, IPAddress, Opening
 from nfknock.core.plan import BackendChoice, Plan
 from nfknock.errors import BackendError
 
 _ATTEMPTS = 3
-_PROBE = f"{PLACE}_probe"
+_UNSEEN = "scans are not seen where the host's own chain drops: this kernel's nf_tables cannot look for services"
 _NOT_IN_PLACE = "the firewall is not in place; run `nfknock apply` first"
 
 
@@ -37,7 +38,7 @@ class NftablesBackend:
         # Who may not even read is told so by us: the library tells the terminal.
         standing.read()
         name = Name("probe", 4, is_behind=False)
-        _try(f"add set {_PROBE} s {{ type {name.type}; flags timeout; counter; }}")
+        standing.rehearse(f"add set {PROBE} s {{ type {name.type}; flags timeout; counter; }}")
         return []
 
     def stands(self) -> bool:
@@ -49,7 +50,7 @@ class NftablesBackend:
         stand = standing.fitting(found, plan, self._choice.attach)
         warnings = (
             *(forwarding.idle(opening.to for opening in plan.forwarded if opening.to)),
-            *(["scans are not seen where the host's own chain drops"] if plan.strays and len(stand.shut) < 2 else []),
+            *([_UNSEEN] if plan.strays and len(stand.shut) < 2 and not stand.finds_services else []),
             *(f"what is let in passes {place} by a rule that is put there first" for place in stand.entrances),
         )
         if plan.reader == "nfqueue":
@@ -212,7 +213,7 @@ class NftablesBackend:
 
     def _check_queue(self) -> None:
         try:
-            _try(f"add chain {_PROBE} c", f"add rule {_PROBE} c queue num 0")
+            standing.rehearse(f"add chain {PROBE} c", f"add rule {PROBE} c queue num 0")
         except BackendError as exc:
             raise BackendError(
                 'nf_tables of this kernel cannot send packets to NFQUEUE; say kind = "nflog" under [reader]'
@@ -265,18 +266,15 @@ class NftablesBackend:
 
 
 def _check_limit() -> None:
-    rule = f"add rule {_PROBE} c update @s {{ ip saddr limit rate over 1/second }} drop"
+    rule = f"add rule {PROBE} c update @s {{ ip saddr limit rate over 1/second }} drop"
     try:
-        _try(f"add set {_PROBE} s {{ type ipv4_addr; flags dynamic,timeout; }}", f"add chain {_PROBE} c", rule)
+        standing.rehearse(
+            f"add set {PROBE} s {{ type ipv4_addr; flags dynamic,timeout; }}", f"add chain {PROBE} c", rule
+        )
     except BackendError as exc:
         raise BackendError(
             "nf_tables of this kernel cannot limit knocks by source; say knocks_a_second = 0 under [guard]"
         ) from exc
-
-
-def _try(*commands: str) -> None:
-    """Have the kernel make something, in a table that is gone in the same transaction. Raises BackendError."""
-    library.run("\n".join((f"add table {_PROBE}", *commands, f"delete table {_PROBE}")))
 
 
 def _find(door: str, source: IPAddress, way: Opening, now: float) -> Hole | None:

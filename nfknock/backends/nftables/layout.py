@@ -39,6 +39,7 @@ FORWARD, FORWARDED, FORWARD_HOLES = "forward", "forwarded", "forward_holes"
 ENTRANCES = "entrances"
 """Nothing leads there: its rules' comments say in which of the host's chains an entrance is."""
 
+STRAYS, SERVICES = "strays", "ports at which somebody listens"
 LIMITED = {"ipv4": "limited4", "ipv6": "limited6"}
 TOO_MANY = "knocks, too many of one source"
 
@@ -78,11 +79,13 @@ class Stand:
     """How we stand in the host.
 
     `entrances` are the host's base chains that have a rule of ours, as "FAMILY TABLE CHAIN". For the families in `shut`
-    we drop whatever nobody lets in; for the others the host's own chain does.
+    we drop whatever nobody lets in; for the others the host's own chain does. There, if the kernel `finds_services`, a
+    port at which nobody listens is known to be closed.
     """
 
     entrances: tuple[str, ...] = ()
     shut: frozenset[Family] = frozenset(_FAMILIES)
+    finds_services: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,15 +198,26 @@ def _main(plan: Plan, stand: Stand) -> Iterator[Statement]:
 
 
 def _strays(strays: Strays, interfaces: Iterable[str], stand: Stand) -> Iterator[Statement]:
-    # Where the host's chain has the last word, nobody here knows whether a port is closed.
     limit = f"limit rate {STRAYS_A_SECOND}/second burst {STRAYS_A_SECOND} packets"
     flags = [f"tcp flags & {each.mask:#x} == {each.value:#x}" if each.mask else "" for each in strays.tcpflags]
     kinds = [*(each or "meta l4proto tcp" for each in flags), "meta l4proto udp"]
-    for family in (each for each in _FAMILIES if each in stand.shut):
+    for family in _FAMILIES:
+        if family not in stand.shut:
+            if not stand.finds_services:
+                continue
+            yield from _no_strays(family)
         for interface in tuple(interfaces) or ("",):
             for kind in kinds:
                 match = f"{_on(interface)}meta nfproto {family} fib daddr type local {kind} {limit}"
-                yield _rule(f"{match} log group {strays.group} queue-threshold 1", "strays")
+                yield _rule(f"{match} log group {strays.group} queue-threshold 1", STRAYS)
+
+
+def _no_strays(family: Family) -> Iterator[Statement]:
+    """What is still on its way to the host's chain, which has the last word, and may let it in."""
+    yield _rule(f'meta nfproto {family} iifname "lo" return', "what goes on in the host")
+    yield _rule(f"meta nfproto {family} ct state != new return", "sessions")
+    for is_wildcard in (0, 1):
+        yield _rule(f"meta nfproto {family} socket wildcard {is_wildcard} return", SERVICES)
 
 
 def _admit(stand: Stand) -> Iterator[Statement]:

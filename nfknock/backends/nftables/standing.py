@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from itertools import combinations
 
 from nfknock.backends.nftables import elements, layout, library
@@ -18,6 +19,7 @@ from nfknock.backends.nftables.layout import (
     KNOCKS,
     MAIN,
     PLACE,
+    SERVICES,
     TABLE,
     Stand,
 )
@@ -33,6 +35,7 @@ _NUMBERS = {"inet": 1, "ip": 2, "ip6": 10}
 _GUARDS: dict[str, tuple[Family, ...]] = {"inet": ("ipv4", "ipv6"), "ip": ("ipv4",), "ip6": ("ipv6",)}
 _FAMILIES: dict[int, Family] = {4: "ipv4", 6: "ipv6"}
 _TWINS = {"ip": "ip6", "ip6": "ip"}
+PROBE = f"{PLACE}_probe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,23 @@ def fitting(found: Found, plan: Plan, attach: str) -> Stand:
         guarded = {family for place, family in _last_words(foreign, plan) if place in entrances}
     except OSError as exc:
         raise BackendError(f"reading the nf_tables ruleset: {library.reason(exc)}") from exc
-    return Stand(entrances=tuple(sorted(entrances)), shut=frozenset(_FAMILIES.values()) - guarded)
+    finds_services = bool(guarded and plan.strays) and _kernel_finds_services()
+    shut = frozenset(_FAMILIES.values()) - guarded
+    return Stand(entrances=tuple(sorted(entrances)), shut=shut, finds_services=finds_services)
+
+
+def rehearse(*commands: str) -> None:
+    """Have the kernel make something, in a table that is gone in the same transaction. Raises BackendError."""
+    library.run("\n".join((f"add table {PROBE}", *commands, f"delete table {PROBE}")))
+
+
+@cache
+def _kernel_finds_services() -> bool:
+    try:
+        rehearse(f"add chain {PROBE} c", f"add rule {PROBE} c socket wildcard 0 return")
+    except BackendError:
+        return False
+    return True
 
 
 def asked_for(found: Found, attach: str) -> list[str]:
@@ -213,7 +232,8 @@ def standing(found: Found) -> Stand:
         return Stand(entrances=found.entrances)
     last = {rule.comment for rule in found.rules(INPUT)}
     shut = [family for family in _FAMILIES.values() if f"nfknock: nothing else ({family})" in last]
-    return Stand(entrances=found.entrances, shut=frozenset(shut))
+    finds_services = any(rule.comment == f"nfknock: {SERVICES}" for rule in found.rules(MAIN))
+    return Stand(entrances=found.entrances, shut=frozenset(shut), finds_services=finds_services)
 
 
 def damage(found: Found, plan: Plan | None) -> list[str]:
@@ -245,6 +265,7 @@ def _put_here(found: Found, plan: Plan) -> Stand | None:
     actual = tuple(sorted(place for place, _rule in found.all_entrances()))
     shuts = [frozenset(each) for size in range(3) for each in combinations(_FAMILIES.values(), size)]
     stands = [Stand(entrances=each, shut=shut) for each in (now.entrances, actual) for shut in shuts]
+    stands += [replace(each, finds_services=True) for each in stands]
     return next((stand for stand in (now, *stands) if layout.digest(plan, stand) == found.digest), None)
 
 
