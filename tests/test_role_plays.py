@@ -1,0 +1,163 @@
+"""What of the role and of the examples can be played on this machine alone, which is not changed by it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import yaml
+
+pytest.importorskip("ansible")
+# It makes a directory in there as soon as it is imported, in the home directory otherwise.
+os.environ["ANSIBLE_LOCAL_TEMP"] = tempfile.gettempdir()
+
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import init_plugin_loader
+from ansible.template import Templar, trust_as_template
+
+init_plugin_loader()
+
+COLLECTION = Path(__file__).parent.parent / "ansible"
+ROLE = COLLECTION / "roles/nfknock"
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Where plays are run."""
+
+    directory: Path
+
+    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        home = str(self.directory / "home")
+        return subprocess.run(
+            [str(BIN / command[0]), *command[1:]],
+            cwd=self.directory,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={
+                **os.environ,
+                "HOME": home,
+                "ANSIBLE_HOME": home,
+                "ANSIBLE_LOCAL_TEMP": f"{home}/tmp",
+                "ANSIBLE_ROLES_PATH": str(COLLECTION / "roles"),
+                "ANSIBLE_NOCOLOR": "1",
+                "LC_ALL": "C.UTF-8",
+                **environment,
+            },
+        )
+
+    def play(self, tasks: list[dict[str, Any]], *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run tasks for a host `bastion`, which is this one."""
+        play = {"hosts": "bastion", "connection": "local", "gather_facts": False, "tasks": tasks}
+        (self.directory / "play.yml").write_text(yaml.safe_dump([play]))
+        inventory = self.directory / "hosts"
+        if not inventory.exists():
+            inventory.write_text(f"bastion ansible_python_interpreter={sys.executable}\n")
+        return self.run("ansible-playbook", "-i", str(inventory), *options, "play.yml", **environment)
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+@contextmanager
+def something_like_ssh() -> Iterator[int]:
+    """Listen, and say what SSH says."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.sendall(b"SSH-2.0-test\r\n")
+
+        Thread(target=serve, daemon=True).start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def evaluate(template: str, **variables: Any) -> Any:
+    """Return what a template gives."""
+    return Templar(DataLoader(), variables=variables).template(trust_as_template(template))
+
+
+@pytest.mark.parametrize("has_own", [True, False])
+def test_the_controller_knocks_by_the_interpreter_that_the_inventory_names(desk: Desk, *, has_own: bool) -> None:
+    """`nfknock_verify_from` is a host of the inventory like any other; localhost has the controller's own."""
+    mark = desk.directory / "mark"
+    wrapper = desk.directory / "python"
+    wrapper.write_text(f'#!/bin/sh\n: >{mark}\nexec {sys.executable} "$@"\n')
+    wrapper.chmod(0o755)
+    (desk.directory / "hosts").write_text(
+        f"bastion ansible_python_interpreter={sys.executable}\n"
+        f"prober ansible_connection=local ansible_python_interpreter={wrapper}\n"
+    )
+    tasks: list[dict[str, Any]] = [
+        {"ansible.builtin.include_role": {"name": "nfknock", "tasks_from": "verify.yml", "public": True}}
+    ]
+    with something_like_ssh() as port:
+        variables = {
+            "nfknock_doors": {"web": {"sequence": ["7101"], "open": ["443/tcp"]}},
+            "nfknock_verify_from": "prober" if has_own else "localhost",
+            "nfknock_verify_host": "127.0.0.1",
+            "nfknock_verify_port": port,
+        }
+        done = desk.play(tasks, "-e", json.dumps(variables))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert mark.exists() is has_own
+
+
+def hole(source: str, opened_at: str, closes_at: str | None, **more: Any) -> dict[str, Any]:
+    return {"door": "ssh", "source": source, "opened_at": opened_at, "closes_at": closes_at, "packets": 1, **more}
+
+
+ME, OTHER = "192.0.2.2", "192.0.2.9"
+MINE = hole(ME, "10:00", "10:30")
+ENDLESS = hole(ME, "10:00", None)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "is_proof"),
+    [
+        ([], [MINE], True),
+        ([MINE], [hole(ME, "10:00", "10:40")], True),
+        ([MINE], [{**MINE, "packets": 7}], False),
+        ([], [ENDLESS], True),
+        ([ENDLESS], [ENDLESS], False),
+        ([MINE], [MINE, hole(OTHER, "10:05", "10:35")], False),
+        ([MINE], [MINE, {**MINE, "door": "web"}], False),
+        # The host knows the controller by another address.
+        ([hole(OTHER, "10:00", "10:30")], [hole(OTHER, "10:00", "10:40")], True),
+    ],
+)
+def test_what_shows_a_knock_of_the_controller(before: Any, after: Any, *, is_proof: bool) -> None:
+    tasks = DataLoader().load_from_file(str(ROLE / "tasks/verify.yml"), trusted_as_template=True)
+    [task] = [each for each in tasks if each["name"] == "See whether it was the knock that opened"]
+    said = {
+        f"nfknock__open_{when}": {"stdout": json.dumps({"holes": holes})}
+        for when, holes in (("before", before), ("after", after))
+    }
+    known = {"nfknock__way_in": "ssh", "nfknock__reached": {"source": ME}, **said, **task["vars"]}
+    that = "{{ " + task["ansible.builtin.assert"]["that"] + " }}"
+    assert evaluate(that, **known) is is_proof
+    where = {"nfknock_verify_host": "bastion", "nfknock_verify_port": 22}
+    message = evaluate(task["ansible.builtin.assert"]["fail_msg"], **known, **where)
+    assert ("without an end" in message) is (ENDLESS in before)
