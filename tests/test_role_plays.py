@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -161,3 +162,95 @@ def test_what_shows_a_knock_of_the_controller(before: Any, after: Any, *, is_pro
     where = {"nfknock_verify_host": "bastion", "nfknock_verify_port": 22}
     message = evaluate(task["ansible.builtin.assert"]["fail_msg"], **known, **where)
     assert ("without an end" in message) is (ENDLESS in before)
+
+
+@pytest.fixture
+def fleet(desk: Desk) -> Desk:
+    """The examples, beside a package; no bastion can be reached."""
+    shutil.copytree(COLLECTION / "examples", desk.directory, dirs_exist_ok=True)
+    (desk.directory / "nfknock.deb").write_bytes(b"")
+    return desk
+
+
+def rotate(fleet: Desk, *options: str) -> subprocess.CompletedProcess[str]:
+    nowhere = {"ansible_host": "127.0.0.1", "ansible_port": 1, "ansible_ssh_common_args": "-F none", "web_sequence": []}
+    given = ["-i", "inventory", "-e", json.dumps(nowhere), "rotate.yml"]
+    return fleet.run("ansible-playbook", *options, *given)
+
+
+def kept(fleet: Desk) -> Path:
+    return fleet.directory / "inventory/group_vars/all/sequences.yml"
+
+
+def test_a_rotation_that_did_not_reach_all_has_to_be_resumed(fleet: Desk) -> None:
+    before = kept(fleet).read_text()
+    first = rotate(fleet)
+    assert "[bastion1.example.org]: UNREACHABLE" in first.stdout, first.stdout
+    text = kept(fleet).read_text()
+    sequences = yaml.safe_load(text)["sequences"]
+    assert sequences["pending"] is True
+    assert sequences["previous"] == yaml.safe_load(before)["sequences"]["current"] != sequences["current"]
+    [backup] = kept(fleet).parent.glob("*~")
+    assert backup.read_text() == before
+
+    second = rotate(fleet)
+    assert second.returncode != 0
+    assert "rotation=resume" in second.stdout
+    assert kept(fleet).read_text() == text
+
+    resumed = rotate(fleet, "-e", "rotation=resume")
+    assert "UNREACHABLE" in resumed.stdout
+    assert kept(fleet).read_text() == text
+
+
+def test_meanwhile_the_bastions_are_reached_with_the_sequence_that_all_know(fleet: Desk) -> None:
+    text = kept(fleet).read_text()
+    sequences = yaml.safe_load(text)["sequences"]
+    for pending, known in (("", "current"), ("  pending: true\n", "previous")):
+        kept(fleet).write_text(text + pending)
+        shown = fleet.run("ansible-inventory", "-i", "inventory", "--host", "bastion1.example.org")
+        variables = trusted(json.loads(shown.stdout))
+        arguments = evaluate("{{ ansible_ssh_common_args }}", **variables)
+        assert f"--sequence {','.join(sequences[known])}" in arguments
+
+
+def trusted(value: Any) -> Any:
+    """Return variables whose templates are to be evaluated."""
+    match value:
+        case str():
+            return trust_as_template(value)
+        case dict():
+            return {key: trusted(each) for key, each in value.items()}
+        case list():
+            return [trusted(each) for each in value]
+    return value
+
+
+def encrypt_whole(fleet: Desk) -> None:
+    done = fleet.run("ansible-vault", "encrypt", "--vault-password-file", "password", str(kept(fleet)))
+    assert done.returncode == 0, done.stderr
+
+
+def encrypt_a_value(fleet: Desk) -> None:
+    value = json.dumps(yaml.safe_load(kept(fleet).read_text())["sequences"])
+    done = fleet.run("ansible-vault", "encrypt_string", "--vault-password-file", "password", "--name", "secret", value)
+    kept(fleet).write_text(f'---\n{done.stdout}sequences: "{{{{ secret | from_json }}}}"\n')
+
+
+@pytest.mark.parametrize("encrypt", [encrypt_whole, encrypt_a_value])
+def test_what_is_in_a_vault_is_not_written_in_plain_text(fleet: Desk, encrypt: Any) -> None:
+    (fleet.directory / "password").write_text("secret\n")
+    encrypt(fleet)
+    text = kept(fleet).read_text()
+    refused = rotate(fleet, "--vault-password-file", "password")
+    assert refused.returncode != 0
+    assert "would be written in plain text" in refused.stdout, refused.stdout + refused.stderr
+    assert kept(fleet).read_text() == text
+
+
+def test_no_part_of_a_fleet_gets_a_sequence_of_its_own(fleet: Desk) -> None:
+    text = kept(fleet).read_text()
+    refused = rotate(fleet, "--limit", "localhost,bastion1.example.org")
+    assert refused.returncode != 0
+    assert "without --limit" in refused.stdout
+    assert kept(fleet).read_text() == text
