@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -254,3 +256,76 @@ def test_no_part_of_a_fleet_gets_a_sequence_of_its_own(fleet: Desk) -> None:
     assert refused.returncode != 0
     assert "without --limit" in refused.stdout
     assert kept(fleet).read_text() == text
+
+
+HEADER = "# Ansible writes this file; what is changed here by hand is lost. The sequences are secrets.\n"
+AFTER = f'{HEADER}[doors.ssh]\nsequence = ["7101", "8203/udp"]\none_time_sequences = "/var/lib/nfknock/once"\n'
+
+
+def plugin() -> ModuleType:
+    specification = importlib.util.spec_from_file_location(
+        "nfknock_configuration", ROLE / "action_plugins/nfknock_configuration.py"
+    )
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        HEADER + 'sequence = ["6001"]\n',
+        HEADER + '# sequence = ["6001"]\n',
+        HEADER + '"close_sequence" = ["6001"]\n',
+        HEADER + "doors.ssh = { open = [22], sequence = [\n  6001,\n  6002,\n] }\n",
+        HEADER + 'sequence = "6001,7101"\n',
+        "[ssh]\n  sequence = 6001,7101\n",
+        "knocks: 6001\n",
+    ],
+)
+def test_the_difference_shows_no_knock(before: str) -> None:
+    was, becomes = plugin()._hidden(before, AFTER)
+    assert "600" not in was
+    assert "710" not in was + becomes
+    assert "sequence = [hidden, new]" in becomes
+    assert 'one_time_sequences = "/var' in becomes
+
+
+def test_the_difference_shows_what_stays_and_what_is_new() -> None:
+    assert plugin()._hidden("", AFTER) == ("", AFTER.replace('["7101", "8203/udp"]', "[hidden, new]"))
+    hidden = AFTER.replace('["7101", "8203/udp"]', "[hidden]")
+    assert plugin()._hidden(AFTER, AFTER) == (hidden, hidden)
+
+
+def test_as_a_collection(desk: Desk) -> None:
+    """The role by its full name, and by theirs in its tasks the action and the module that come with it."""
+    collections = str(desk.directory / "collections")
+    built = desk.run("ansible-galaxy", "collection", "build", str(COLLECTION), "--output-path", str(desk.directory))
+    assert built.returncode == 0, built.stderr
+    [archive] = desk.directory.glob("*.tar.gz")
+    installed = desk.run(
+        "ansible-galaxy", "collection", "install", "--offline", "--collections-path", collections, str(archive)
+    )
+    assert installed.returncode == 0, installed.stderr
+    tasks: list[dict[str, Any]] = [
+        {"ansible.builtin.include_role": {"name": "nfknock.nfknock.nfknock", "tasks_from": each}}
+        for each in ("configure.yml", "verify.yml")
+    ]
+    with something_like_ssh() as port:
+        variables = {
+            "nfknock_doors": {"web": {"sequence": ["7101"], "open": ["443/tcp"]}},
+            "nfknock_verify_host": "127.0.0.1",
+            "nfknock_verify_port": port,
+            "nfknock__config": str(desk.directory / "nfknock.toml"),
+        }
+        done = desk.play(
+            tasks,
+            *("-e", json.dumps(variables), "--check", "--diff"),
+            ANSIBLE_COLLECTIONS_PATH=collections,
+            ANSIBLE_ROLES_PATH=str(desk.directory / "none"),
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "+sequence = [hidden, new]" in done.stdout
+    assert "Make a new connection from the controller" in done.stdout
