@@ -329,3 +329,21 @@ def test_as_a_collection(desk: Desk) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "+sequence = [hidden, new]" in done.stdout
     assert "Make a new connection from the controller" in done.stdout
+
+
+def test_a_restart_in_an_earlier_play_is_forgotten(desk: Desk) -> None:
+    """Otherwise the daemon would not be told of another configuration."""
+    tasks: list[dict[str, Any]] = [
+        {"ansible.builtin.set_fact": {"nfknock__restart": {"changed": True}}},
+        {
+            "block": [{"ansible.builtin.include_role": {"name": "nfknock", "tasks_from": "present.yml"}}],
+            "rescue": [
+                {"ansible.builtin.assert": {"that": "'nfknock_wheels' in ansible_failed_result.msg"}},
+                {"ansible.builtin.assert": {"that": "nfknock__restart is not changed"}},
+            ],
+        },
+    ]
+    doors = {"web": {"sequence": ["7101"], "open": ["443/tcp"]}}
+    # It ends where there are no wheels, before anything is done to this host.
+    done = desk.play(tasks, "-e", json.dumps({"nfknock_doors": doors, "nfknock_install_from": "wheels"}))
+    assert done.returncode == 0, done.stdout + done.stderr
