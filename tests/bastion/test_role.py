@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +20,7 @@ from tests.bastion.machine import BASTION4, Machine, alone, machine
 from tests.bastion.test_bastion import never_answered
 from tests.bastion.test_package import session
 from tests.bastion.wheels import make_wheels
-from tests.lab import STRANGER4, wait_until
+from tests.lab import CLIENT4, STRANGER4, Host, wait_until
 
 pytestmark = pytest.mark.root
 
@@ -80,7 +87,7 @@ def test_a_controller_with_the_wrong_sequence_is_not_locked_out(
     given = variables(deb, nfknock_verify_sequence=wrong, nfknock_verify_timeout=4, nfknock_confirm_timeout=25)
     refused = controller.play(given)
     assert not refused.ok
-    assert "bastion is as it was before: at" in refused.output
+    assert "bastion is as it was before, but nfknock 0.1.0 is installed now: at" in refused.output
     assert f"{BASTION4} port 22 did not answer within 4 s, after" in refused.output
     assert lab.reaches(BASTION4, 22)
     assert "nfknock" not in lab.rules()
@@ -105,9 +112,13 @@ def test_an_open_hole_is_no_proof_of_a_knock(bare: Machine, controller: Controll
     controller.sequence = "7101,8203/udp,6307,9411/udp"
     given["nfknock_doors"]["ssh"]["sequence"] = ["8203/udp", "7101", *SEQUENCE[2:]]
     given["nfknock_verify_sequence"] = SEQUENCE
+    # Where there is a guard, the daemon is to run afterwards, though it did not before.
+    bare.run("systemctl", "stop", "nfknock")
     refused = controller.play(given)
     assert not refused.ok
+    assert "bastion is as it was before: at" in refused.output
     assert "answers, but not through the door ssh" in refused.output
+    assert bare.run("systemctl", "is-active", "nfknock", check=False) == "active\n"
     bare.run("nfknock", "close", "--all")
     assert lab.is_shut(BASTION4, 22)
     lab.knock(BASTION4, *KNOCKS)
@@ -135,6 +146,50 @@ ATTEMPTS = {
 }
 
 
+@contextlib.contextmanager
+def offered(host: Host, *files: Path) -> Iterator[str]:
+    """Offer files over HTTP at a host of the lab, as if they had all been there for long."""
+    with tempfile.TemporaryDirectory() as place:
+        for file in files:
+            os.utime(shutil.copy(file, place), (1_600_000_000, 1_600_000_000))
+        command = [sys.executable, "-m", "http.server", "--bind", CLIENT4, "--directory", place, "8080"]
+        server = host.start(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            wait_until(lambda: host.run("nc", "-z", CLIENT4, "8080", check=False).returncode == 0, "the HTTP server")
+            yield f"http://{CLIENT4}:8080"
+        finally:
+            server.kill()
+            server.wait()
+
+
+@pytest.mark.long
+def test_an_upgrade_has_to_let_the_controller_in_as_well(
+    bare: Machine, controller: Controller, once: Once, deb: Path
+) -> None:
+    older = build(once, "deb-older", "--revision", "0")
+    bare.boot()
+    with offered(bare.lab.client, older, deb) as url:
+        allowed = [{"open": "22/tcp", "from": CLIENT4}]
+        given = variables(deb, nfknock_deb=f"{url}/{older.name}", nfknock_allow=allowed, nfknock_verify_timeout=6)
+        foreseen = controller.play(given, "--check")
+        assert foreseen.ok, foreseen.output
+        first = controller.play(given)
+        assert first.ok, first.output
+        again = controller.play(given)
+        assert (again.ok, again.changed) == (True, 0), again.output
+
+        given["nfknock_deb"] = f"{url}/{deb.name}"
+        with_knocks_that_are_lost(bare, given)
+        refused = controller.play(given)
+    assert not refused.ok
+    assert "answers, but not through the door ssh" in refused.output
+    assert (
+        "bastion had nothing on trial, and nothing was taken back, but nfknock 0.1.0 is installed now" in refused.output
+    )
+    assert bare.run("dpkg-query", "-W", "-f", "${Version}", "nfknock").startswith("0.1.0-1+")
+    assert "nfknock" in bare.lab.rules()
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("reason", ATTEMPTS)
 def test_no_controller_locks_itself_out(bare: Machine, controller: Controller, deb: Path, reason: str) -> None:
@@ -143,7 +198,7 @@ def test_no_controller_locks_itself_out(bare: Machine, controller: Controller, d
     ATTEMPTS[reason](bare, given)
     refused = controller.play(given)
     assert not refused.ok
-    assert "bastion is as it was before: at" in refused.output
+    assert "bastion is as it was before, but nfknock 0.1.0 is installed now: at" in refused.output
     assert reason in refused.output.rpartition("as it was before")[2]
     assert bare.lab.reaches(BASTION4, 22)
     assert "nfknock" not in bare.lab.rules()
@@ -209,6 +264,10 @@ def test_taken_away_nothing_is_left(bare: Machine, controller: Controller, deb: 
     bare.boot()
     for command in ("iptables-legacy", "ip6tables-legacy"):
         bare.lab.bastion.run(command, "-S")  # so that there are tables to be compared
+    # The administrator's own, in places that the role and the package know.
+    own = {"/etc/systemd/system/nfknock.service.d/own.conf", "/opt/nfknock/own"}
+    for name in own:
+        bare.write(name, "[Service]\n")
     rules, before = bare.lab.rules(), files(bare)
     taken = variables(deb, nfknock_state="absent")
     nothing = controller.play(taken)
@@ -223,6 +282,7 @@ def test_taken_away_nothing_is_left(bare: Machine, controller: Controller, deb: 
     assert bare.lab.rules() == rules
     left = {name for name in files(bare) - before if "nfknock" in name}
     assert left == set()
+    assert own <= files(bare)
     assert "nfknock" not in bare.run("cat", "/etc/passwd", "/etc/group")
     controller.sequence = ""
     again = controller.play(taken)

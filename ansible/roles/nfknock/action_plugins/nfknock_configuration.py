@@ -7,7 +7,11 @@ from typing import Any
 
 from ansible.plugins.action.template import ActionModule as Template
 
-_SECRET = re.compile(r"^(?P<key>[ \t]*(?:close_)?sequence[ \t]*=[ \t]*)(?P<knocks>\[.*?\])", re.MULTILINE | re.DOTALL)
+# Also in what was changed by hand: behind a comment's sign, in quotes, within an inline table.
+_SECRET = re.compile(
+    r"""(?P<key>sequence["']?[ \t]*=[ \t]*)(?P<knocks>\[.*?\]|"[^"\n]*"|'[^'\n]*')""", re.IGNORECASE | re.DOTALL
+)
+_OURS = re.compile(r"\s*# Ansible writes this file;")
 
 
 class ActionModule(Template):
@@ -26,6 +30,9 @@ class ActionModule(Template):
 
 
 def _hidden(before: str, after: str) -> tuple[str, str]:
+    if before and not _OURS.match(before):
+        # A knockd.conf, or half a file: nobody knows where the secrets are.
+        before = "[hidden, as Ansible did not write it]\n"
     known = {match["knocks"] for match in _SECRET.finditer(before)}
 
     def word(match: re.Match[str]) -> str:

@@ -62,6 +62,10 @@ address:
   description: The address that answered.
   returned: success
   type: str
+source:
+  description: The address from which it connected, as this host knows it.
+  returned: success
+  type: str
 rounds:
   description: How often the sequence was knocked.
   returned: always
@@ -77,6 +81,7 @@ _KNOCK = re.compile(r"\s*(\d{1,5})(?:\s*[:/]\s*(tcp|udp))?\s*$", re.IGNORECASE)
 _PAUSES = (0.01, 0.05, 0.1, 0.25)
 _BETWEEN_ROUNDS = 2.0
 _LOOK = 0.5
+_BANNER = 5.0
 # Of a port that is open already, nobody sees which knock arrived: some are sent, a second and more apart.
 _ROUNDS_IF_OPEN = 3
 
@@ -95,7 +100,7 @@ def main():
     )
     wanted = module.params
     where = f"{wanted['host']} port {wanted['port']}"
-    found = {"rounds": 0, "was_open": False}
+    found = {"rounds": 0, "was_open": False, "source": ""}
     try:
         knocks = [parse(text) for text in wanted["sequence"]]
         addresses = resolve(wanted["host"])
@@ -123,20 +128,28 @@ def resolve(host):
 
 
 def reach(addresses, knocks, wanted, found):
-    """Return the address that answered, or none and why not."""
+    """Return the address that answered, or none and why not. Raises OSError if there is no way to any."""
     give_up_at = time.monotonic() + wanted["timeout"]
-    address, reason = connect(addresses, wanted, _LOOK)
+    places = list(addresses)
+    address, reason = connect(places, wanted, found)
     found["was_open"] = bool(address)
     if not knocks and address:
         return address, reason
     while time.monotonic() < give_up_at:
         if knocks:
-            place = addresses[found["rounds"] % len(addresses)]
-            knock(place, knocks, _PAUSES[min(found["rounds"], len(_PAUSES) - 1)])
+            place = places[found["rounds"] % len(places)]
+            try:
+                knock(place, knocks, _PAUSES[min(found["rounds"], len(_PAUSES) - 1)])
+            except OSError:
+                # A name may have addresses of a kind that this host has not: the others count.
+                places.remove(place)
+                if not places:
+                    raise
+                continue
             found["rounds"] += 1
         until = min(time.monotonic() + _BETWEEN_ROUNDS, give_up_at)
         while time.monotonic() < until:
-            address, reason = connect(addresses, wanted, _LOOK)
+            address, reason = connect(places, wanted, found)
             if address:
                 break
             time.sleep(0.05)
@@ -147,22 +160,23 @@ def reach(addresses, knocks, wanted, found):
     return None, reason
 
 
-def connect(addresses, wanted, patience):
+def connect(addresses, wanted, found):
     """Try each address once; return the one that answered, or none and why not."""
     reason = "no answer"
     for family, place in addresses:
-        with socket.socket(family, socket.SOCK_STREAM) as connection:
-            connection.settimeout(patience)
-            try:
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as connection:
+                connection.settimeout(_LOOK)
                 connection.connect((place[0], wanted["port"], *place[2:]))
-                connection.settimeout(max(patience, 5))
+                found["source"] = connection.getsockname()[0]
+                connection.settimeout(_BANNER)
                 said = connection.recv(256).decode(errors="replace") if wanted["banner"] else ""
-            except OSError as exc:
-                reason = "no answer" if isinstance(exc, TimeoutError) else (exc.strerror or str(exc)).lower()
-                continue
-            if re.match(wanted["banner"], said):
-                return place[0], ""
-            reason = "what answers there is something else"
+        except OSError as exc:
+            reason = "no answer" if isinstance(exc, TimeoutError) else (exc.strerror or str(exc)).lower()
+            continue
+        if re.match(wanted["banner"], said):
+            return place[0], ""
+        reason = "what answers there is something else"
     return None, reason
 
 
