@@ -17,9 +17,13 @@ Way = Literal["allow", "door"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Visitor:
-    """Somebody who begins a new connection; `interface` is where they come in, None if that is not known."""
+    """Somebody who begins a new connection.
 
-    source: IPAddress
+    `interface` is where they come in, None if that is not known; a `source` of None is anybody, who gets in only where
+    everybody does.
+    """
+
+    source: IPAddress | None
     port: Port
     interface: str | None = None
 
@@ -46,10 +50,14 @@ def _opens(door: Door, port: Port) -> bool:
 
 def _takes(rule: Rule, visitor: Visitor) -> bool | None:
     """Whether a rule takes the visitor's first packet, None if that cannot be told."""
-    if not rule.concerns(family_of(visitor.source)) or (rule.states and "NEW" not in rule.states):
+    if rule.states and "NEW" not in rule.states:
+        return False
+    if visitor.source is not None and not rule.concerns(family_of(visitor.source)):
         return False
     if rule.protocol not in (None, visitor.port.protocol) or (rule.ports and visitor.port.number not in rule.ports):
         return False
+    if visitor.source is None and (rule.source is not None or rule.family is not None):
+        return None
     if rule.source is not None and visitor.source not in rule.source:
         return False
     on = True if rule.interface is None else _is_on(rule.interface, visitor.interface)
