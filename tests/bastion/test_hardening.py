@@ -25,7 +25,7 @@ WORKS = {
     ),
 }
 CAPABILITIES_OF_READERS = (
-    "grep -lx nfknock-reader /proc/*/comm | sed s/comm/status/ | xargs awk '/^Cap(Eff|Prm|Amb)/ { print $2 }'"
+    "grep -slx nfknock-reader /proc/*/comm | sed s/comm/status/ | xargs awk '/^Cap(Eff|Prm|Amb)/ { print $2 }'"
 )
 GOES_TOO_FAR = ("PrivateUsers=yes", "CapabilityBoundingSet=~CAP_NET_ADMIN", "RestrictAddressFamilies=~AF_NETLINK")
 
