@@ -19,8 +19,8 @@ Way = Literal["allow", "door"]
 class Visitor:
     """Somebody who begins a new connection.
 
-    `interface` is where they come in, None if that is not known; a `source` of None is anybody, who gets in only where
-    everybody does.
+    `interface` is where they come in, None if that is not known; a `source` of None is anybody, who gets in by
+    what lets in every source, by doors on whatever interface, and though somebody else is kept out.
     """
 
     source: IPAddress | None
@@ -30,15 +30,17 @@ class Visitor:
 
 def way_in(plan: Plan, doors: Iterable[Door], visitor: Visitor) -> Way | None:
     """Return by what the visitor gets in, None if nothing is sure to let them in."""
+    is_known = visitor.source is not None
     for rule in (*plan.baseline, *plan.allowed):
         takes = _takes(rule, visitor)
         if takes is False:
             continue
         if rule.verdict == "drop":
-            return None
-        if takes:
+            if takes or is_known:
+                return None
+        elif takes:
             return "allow"
-    if plan.interfaces and not any(_is_on(name, visitor.interface) for name in plan.interfaces):
+    if is_known and plan.interfaces and not any(_is_on(name, visitor.interface) for name in plan.interfaces):
         return None
     return "door" if any(_opens(door, visitor.port) for door in doors) else None
 
