@@ -21,7 +21,7 @@ _LOOK_EVERY = 0.05
 @click.option("--timeout", type=click.FloatRange(1, 3600), default=30.0, metavar="SECONDS", help="How long to wait.")
 @pass_settings
 def reload(settings: Settings, timeout: float) -> None:
-    """Have the daemon take up the configuration file, and wait until it has."""
+    """Have the daemon take up the configuration, and wait until it has."""
     # What is wrong for us is wrong for the daemon, and its exit code is that of any other command.
     load_counting(settings.path)
     give_up_at = time.monotonic() + timeout
