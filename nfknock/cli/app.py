@@ -27,6 +27,7 @@ _COMMANDS = (
     Entry("apply", "nfknock.cli.apply:apply", "Bring the firewall to what the configuration says, all at once."),
     Entry("confirm", "nfknock.cli.apply:confirm", "Keep what `apply --confirm` put in place."),
     Entry("run", "nfknock.cli.run:run", "Listen for knocks, in the foreground, until SIGTERM."),
+    Entry("reload", "nfknock.cli.reload:reload", "Have the daemon take up the configuration, and wait until it has."),
     Entry("status", "nfknock.cli.status:status", "Show what is open, for whom, and for how long."),
     Entry("open", "nfknock.cli.holes:open_", "Open DOOR for the address SOURCE, without a knock."),
     Entry("close", "nfknock.cli.holes:close", "Close what is open for the address SOURCE."),

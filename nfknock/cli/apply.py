@@ -6,15 +6,19 @@ import contextlib
 import json
 import selectors
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import click
 
 from nfknock.backends import Backend, Change, make_backend
-from nfknock.cli.refusals import refuse_or_warn
+from nfknock.cli.refusals import caller, refuse_or_warn
 from nfknock.cli.settings import Settings, duration_of, pass_settings, warn
 from nfknock.config import Config, read
+from nfknock.core.plan import BackendChoice
+from nfknock.core.reach import Visitor
 from nfknock.daemon import control, guard
+from nfknock.daemon.counting import refuse_lock_out
 from nfknock.daemon.trial import Trial
 from nfknock.doctor.choice import choose
 from nfknock.errors import ConfigError, NfknockError
@@ -37,36 +41,117 @@ def apply(
 ) -> None:
     """Bring the firewall to what the configuration says, all at once."""
     timeout = _trial_timeout(confirm, dry_run=dry_run, no_wait=no_wait)
-    if or_last and (timeout or force):
-        raise click.UsageError("--or-last goes with neither --confirm nor --force", click.get_current_context())
-    config, content = _pick(settings, is_meant=force or bool(timeout), dry_run=dry_run, or_last=or_last)
+    if or_last:
+        if timeout or force:
+            raise click.UsageError("--or-last goes with neither --confirm nor --force", click.get_current_context())
+        apply_or_last(settings, dry_run=dry_run, as_json=as_json)
+        return
+    content = read(settings.path)
+    if not (force or timeout):
+        content = _counting(settings, content, dry_run=dry_run)
+    with _counts_for_nothing(settings, content) if timeout else contextlib.nullcontext():
+        ready = _prepare(settings, content)
+        warnings = tuple(refuse_or_warn(ready.config, ready.backend, force=force, dry_run=dry_run, as_json=as_json))
+        if settings.is_verbose and not (dry_run or as_json):
+            for line in ready.backend.apply(ready.config.plan, dry_run=True).difference:
+                click.echo(line)
+        is_known = Trial(settings.path).is_counting(content)
+        if timeout:
+            _start_guard(settings, ready, timeout)
+    warnings = (*ready.warnings, *warnings)
+    if not timeout:
+        _report(_apply_for_good(settings, ready, dry_run=dry_run), warnings, as_json=as_json)
+        return
+    # The same ports in another order leave the firewall as it is, and lock people out all the same.
+    change = _apply_on_trial(settings, ready)
+    is_on_trial = change.changed or not is_known
+    if is_on_trial:
+        _wait(timeout, quiet=as_json, only_say=no_wait)
+    else:
+        guard.tell("keep")
+    _report(change, warnings, as_json=as_json, on_trial=is_on_trial and no_wait)
+
+
+def apply_or_last(settings: Settings, *, dry_run: bool, as_json: bool) -> None:
+    """Apply as a boot does, where nobody is there to be asked. Raises NfknockError.
+
+    A configuration that is wrong, cannot be applied or takes the way in away without ever having been applied gives
+    way to the last one that was: a host without its firewall is worse than one with yesterday's.
+    """
+    if not dry_run and control.is_removed():
+        raise NfknockError("the firewall was taken out, and stays out; `nfknock apply` puts it back")
+    if not dry_run and guard.is_waiting():
+        click.echo("a configuration is on trial; it is left to `nfknock confirm`", err=True)
+        return
+    ready = None
+    try:
+        content = _counting(settings, read(settings.path), dry_run=dry_run)
+        ready = _prepare(settings, content)
+        refuse_lock_out(ready.config, content)
+        _apply_unasked(settings, ready, dry_run=dry_run, as_json=as_json)
+    except NfknockError as exc:
+        kept = Trial(settings.path).last()
+        if kept is None or (ready is not None and ready.content == kept):
+            raise
+        warn(f"{exc}; the last configuration that was applied counts")
+        _apply_unasked(settings, _prepare(settings, kept), dry_run=dry_run, as_json=as_json)
+
+
+def _apply_unasked(settings: Settings, ready: _Ready, *, dry_run: bool, as_json: bool) -> None:
+    warnings = (*ready.warnings, *refuse_or_warn(ready.config, ready.backend, force=True))
+    _report(_apply_for_good(settings, ready, dry_run=dry_run), warnings, as_json=as_json)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A configuration, and the backend that can write what it says."""
+
+    content: bytes
+    config: Config
+    backend: Backend
+    warnings: tuple[str, ...]
+
+
+def _prepare(settings: Settings, content: bytes) -> _Ready:
+    """Get ready to apply a configuration. Raises NfknockError where it is wrong, or cannot be applied here."""
+    # A guard with a door that stays shut is better than no guard.
+    config = settings.load(content, tolerates="anything")
     choice, why = choose(config)
     if config.backend != choice:
         click.echo(f"the backend is {choice.name}: {why}", err=True)
-    config = replace(config, backend=choice)
     backend = make_backend(choice)
-    warnings = backend.probe()
-    warnings += refuse_or_warn(config, backend, force=force or or_last, dry_run=dry_run, as_json=as_json)
-    if settings.is_verbose and not (dry_run or as_json):
-        for line in backend.apply(config.plan, dry_run=True).difference:
-            click.echo(line)
-    is_on_trial = False
+    return _Ready(content, replace(config, backend=choice), backend, tuple(backend.probe()))
+
+
+@contextlib.contextmanager
+def _counts_for_nothing(settings: Settings, content: bytes) -> Iterator[None]:
+    """Let a configuration that is to be tried count for nothing, should it be refused, or we be killed.
+
+    It stands in the file already, and a boot would take it up. One that counts goes on counting.
+    """
+    trial = Trial(settings.path)
+    with guard.nobody_waits():
+        is_counting = trial.is_counting(content)
+        if not is_counting:
+            trial.begin(content)
+    try:
+        yield
+    except BaseException:
+        if not is_counting:
+            trial.end(is_taken_back=True)
+        raise
+
+
+def _apply_for_good(settings: Settings, ready: _Ready, *, dry_run: bool) -> Change:
     if dry_run:
-        change = backend.apply(config.plan, dry_run=True)
-    elif timeout:
-        change, is_on_trial = _apply_on_trial(settings, config, content, timeout)
-        if is_on_trial:
-            _wait(timeout, quiet=as_json, only_say=no_wait)
-            is_on_trial = no_wait
-    else:
-        with guard.nobody_waits():
-            change = _apply(backend, config)
+        return ready.backend.apply(ready.config.plan, dry_run=True)
+    with guard.nobody_waits():
+        change = _apply(ready)
+    if _is_current(settings, ready.content):
         trial = Trial(settings.path)
-        if _is_current(settings, content):
-            trial.end(is_taken_back=False)
-            trial.note_applied(content)
-    change = replace(change, warnings=(*warnings, *change.warnings))
-    _report(change, as_json=as_json, **({"on_trial": is_on_trial} if timeout else {}))
+        trial.end(is_taken_back=False)
+        trial.note_applied(ready.content, caller())
+    return change
 
 
 def _trial_timeout(confirm: str | None, *, dry_run: bool, no_wait: bool) -> float:
@@ -77,22 +162,6 @@ def _trial_timeout(confirm: str | None, *, dry_run: bool, no_wait: bool) -> floa
     if no_wait and not timeout:
         raise click.UsageError("--no-wait is for --confirm", click.get_current_context())
     return timeout
-
-
-def _pick(settings: Settings, *, is_meant: bool, dry_run: bool, or_last: bool) -> tuple[Config, bytes]:
-    """Return what is to be applied, and what the file held. Raises ConfigError."""
-    try:
-        content = read(settings.path)
-        if not is_meant:
-            content = _counting(settings, content, dry_run=dry_run)
-        # A guard with a door that stays shut is better than no guard.
-        return settings.load(content, tolerates="anything"), content
-    except ConfigError as exc:
-        kept = Trial(settings.path).last() if or_last else None
-        if kept is None:
-            raise
-        warn(f"{exc}; the last configuration that was applied counts")
-        return settings.load(kept, tolerates="anything"), kept
 
 
 def _is_current(settings: Settings, content: bytes) -> bool:
@@ -110,7 +179,7 @@ def _counting(settings: Settings, content: bytes, *, dry_run: bool) -> bytes:
         return content
     if trial.was_taken_back():
         raise ConfigError(
-            f"{settings.path}: was taken back, since nobody confirmed it; "
+            f"{settings.path}: was refused, or taken back since nobody confirmed it; "
             "change it, run `nfknock apply --confirm 60` again, or use --force"
         )
     # The host was rebooted in between: it comes up as it was before.
@@ -119,8 +188,8 @@ def _counting(settings: Settings, content: bytes, *, dry_run: bool) -> bytes:
     return counting
 
 
-def _apply(backend: Backend, config: Config) -> Change:
-    change = backend.apply(config.plan)
+def _apply(ready: _Ready) -> Change:
+    change = ready.backend.apply(ready.config.plan)
     control.note_removed(removed=False)
     if change.replaced:
         # It would look for what is there no more.
@@ -128,24 +197,19 @@ def _apply(backend: Backend, config: Config) -> Change:
     return change
 
 
-def _apply_on_trial(settings: Settings, config: Config, content: bytes, timeout: float) -> tuple[Change, bool]:
-    """Apply it under a guard; return what changed, and whether there is anything for somebody to confirm."""
-    trial = Trial(settings.path)
-    backend = make_backend(config.backend)
-    consequences = _Consequences(trial, content, was_applied=backend.state().applied)
-    is_known = trial.is_counting(content)
-    guard.start(lambda: make_backend(config.backend), timeout, consequences)
+def _start_guard(settings: Settings, ready: _Ready, timeout: float) -> None:
+    was_applied = ready.backend.state().applied
+    consequences = _Consequences(Trial(settings.path), ready.content, caller(), was_applied)
+    guard.start(lambda: make_backend(ready.config.backend), timeout, consequences)
+
+
+def _apply_on_trial(settings: Settings, ready: _Ready) -> Change:
     try:
-        trial.begin(content)
-        change = _apply(backend, config)
+        Trial(settings.path).begin(ready.content)
+        return _apply(ready)
     except BaseException:
         guard.tell("take back")
         raise
-    # The same ports in another order leave the firewall as it is, and lock people out all the same.
-    if change.changed or not is_known:
-        return change, True
-    guard.tell("keep")
-    return change, False
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +218,7 @@ class _Consequences:
 
     trial: Trial
     content: bytes
+    by: Visitor | None
     was_applied: bool
 
     def rejected(self) -> None:
@@ -166,7 +231,7 @@ class _Consequences:
     def ended(self, *, is_kept: bool) -> None:
         if is_kept:
             self.trial.end(is_taken_back=False)
-            self.trial.note_applied(self.content)
+            self.trial.note_applied(self.content, self.by)
         else:
             control.reload_daemon()
 
@@ -176,12 +241,21 @@ def _wait(timeout: float, *, quiet: bool, only_say: bool) -> None:
     is_terminal = sys.stdin.isatty() and not (quiet or only_say)
     here = ", or type y and Enter" if is_terminal else ""
     click.echo(f"applied; taken back in {timeout:g} s unless you run `nfknock confirm`{here}", err=True)
+    if _is_deaf():
+        warn("no daemon runs: knocks are not heard; start it before you try")
     if only_say:
         return
     outcome = _outcome(is_terminal=is_terminal)
     if outcome != guard.KEPT:
         why = f"nobody confirmed within {timeout:g} s" if outcome == guard.TAKEN_BACK else outcome
         raise NfknockError(f"{why}; the firewall is as it was before")
+
+
+def _is_deaf() -> bool:
+    try:
+        return control.ask_daemon() is None
+    except NfknockError:
+        return False  # it runs, and is busy
 
 
 def _outcome(*, is_terminal: bool) -> str:
@@ -216,7 +290,10 @@ def confirm() -> None:
 @pass_settings
 def remove(settings: Settings, as_json: bool) -> None:
     """Take everything that nfknock put in out again, and restore the INPUT policy that it found."""
-    backend = make_backend(settings.backend)
+    backend = make_backend(_standing(settings))
+    if guard.is_waiting():
+        guard.take_back()
+        warn("an `nfknock apply --confirm` waited for its confirmation: that was taken back first")
     with guard.nobody_waits():
         # Before, or the daemon would put back what it finds missing.
         control.note_removed(removed=True)
@@ -225,14 +302,24 @@ def remove(settings: Settings, as_json: bool) -> None:
         except NfknockError:
             control.note_removed(removed=False)
             raise
-    _report(change, as_json=as_json)
+    _report(change, (), as_json=as_json)
 
 
-def _report(change: Change, *, as_json: bool, **more: bool) -> None:
-    for line in change.warnings:
+def _standing(settings: Settings) -> BackendChoice:
+    """Return the backend to take out; a configuration that is wrong must not keep the host shut."""
+    try:
+        return settings.backend
+    except ConfigError as exc:
+        warn(f"{exc}; whatever of nfknock's stands is taken out")
+        return BackendChoice(name="auto")
+
+
+def _report(change: Change, warnings: Sequence[str], *, as_json: bool, **more: bool) -> None:
+    warnings = (*warnings, *change.warnings)
+    for line in warnings:
         warn(line)
     if as_json:
-        report = {"changed": change.changed, "difference": change.difference, "warnings": change.warnings}
+        report = {"changed": change.changed, "difference": change.difference, "warnings": warnings}
         click.echo(json.dumps({**report, **more}))
         return
     for line in change.difference:

@@ -14,6 +14,7 @@ from nfknock.backends.nftables import standing
 from nfknock.config import Config
 from nfknock.core.model import Family, Opening, Port, family_of
 from nfknock.core.reach import Visitor, way_in
+from nfknock.daemon.counting import locked_out
 from nfknock.doctor.neighbours import stranger_on
 from nfknock.errors import BackendError, NfknockError
 from nfknock.host import legacy, nftread, ssh
@@ -33,6 +34,8 @@ class Reason:
     text: str
     mend: str
     is_certain: bool = True
+    is_about_doors: bool = False
+    """Whether it holds even where the firewall stays as it is."""
 
     def __str__(self) -> str:
         return f"{self.text}; {self.mend}"
@@ -49,7 +52,7 @@ def refuse_or_warn(
     reasons = list(_reasons(config, backend))
     refused = [reason for reason in reasons if reason.is_certain]
     warnings = [str(reason) for reason in reasons if not reason.is_certain]
-    if not refused or force or not backend.apply(config.plan, dry_run=True).changed:
+    if force or not _weighs(refused, config, backend):
         return [*map(str, refused), *warnings]
     if dry_run:
         return [*(f"would be refused: {reason}" for reason in refused), *warnings]
@@ -61,6 +64,13 @@ def refuse_or_warn(
     raise NfknockError("nothing was changed, for what is said above; `apply --force` does it all the same")
 
 
+def _weighs(refused: list[Reason], config: Config, backend: Backend) -> bool:
+    """Whether anything of that would come by applying it, and is not so already."""
+    if any(reason.is_about_doors for reason in refused):
+        return True
+    return bool(refused) and backend.apply(config.plan, dry_run=True).changed
+
+
 def _reasons(config: Config, backend: Backend) -> Iterator[Reason]:
     yield from _locks_out(config, backend)
     yield from _is_dropped(config)
@@ -69,32 +79,41 @@ def _reasons(config: Config, backend: Backend) -> Iterator[Reason]:
 
 
 def _locks_out(config: Config, backend: Backend) -> Iterator[Reason]:
-    session = ssh.session()
-    if session is None:
+    visitor = caller()
+    if visitor is None or way_in(config.plan, config.doors, visitor):
         return
-    port = Port(session.port)
-    visitor = Visitor(source=session.source, port=port, interface=session.interface)
-    if way_in(config.plan, config.doors, visitor) or not _would_be_shut(config, session, backend):
+    # Whatever stands now: a hole may just have ended, and the same knocks open another door.
+    is_lost = locked_out(config, visitor) is not None
+    if not (is_lost or _would_be_shut(config, visitor, backend)):
         return
-    entry = f'{{ open = "{port}", from = "{session.source}" }}'
+    port, source = visitor.port, visitor.source
     yield Reason(
-        f"this shuts {port} to {session.source}, from where you are here over SSH",
-        f"add {entry} to `allow` under [firewall], or have a door open {port}",
+        f"this shuts {port} to {source}, from where you are here over SSH",
+        f'add {{ open = "{port}", from = "{source}" }} to `allow` under [firewall], or have a door open {port}',
+        is_about_doors=is_lost,
     )
 
 
-def _would_be_shut(config: Config, session: ssh.Session, backend: Backend) -> bool:
+def caller() -> Visitor | None:
+    """Return who calls us over SSH, None if nobody does."""
+    if (session := ssh.session()) is None:
+        return None
+    return Visitor(source=session.source, port=Port(session.port), interface=session.interface)
+
+
+def _would_be_shut(config: Config, visitor: Visitor, backend: Backend) -> bool:
     """Whether the port is not shut already, and no rule of the host's own lets this source in behind ours."""
-    version: legacy.Version = 4 if family_of(session.source) == "ipv4" else 6
+    assert visitor.source is not None
+    version: legacy.Version = 4 if family_of(visitor.source) == "ipv4" else 6
     probe = Probe(
-        port=Port(session.port),
+        port=visitor.port,
         version=version,
-        interface=session.interface or entrances(())[0][0],
-        source=network_of(session.source),
+        interface=visitor.interface or entrances(())[0][0],
+        source=network_of(visitor.source),
     )
     # Who is in a set is known to the backend alone.
     is_let_in = any(
-        hole.source == session.source and Opening(probe.port) in hole.opens and not hole.is_expired(time.time())
+        hole.source == visitor.source and Opening(probe.port) in hole.opens and not hole.is_expired(time.time())
         for hole in backend.holes()
     )
     if config.backend.name == "nftables":

@@ -164,15 +164,23 @@ def _read(answer: bytes) -> dict[str, Any]:
 
 
 def reload_daemon() -> None:
-    """Have a running daemon read its configuration anew."""
-    with contextlib.suppress(OSError, ValueError), _path("lock").open("rb") as file:
+    """Have a running daemon read its configuration anew, if there is one and it may be told."""
+    with contextlib.suppress(OSError):
+        if process := find_daemon():
+            os.kill(process, signal.SIGHUP)
+
+
+def find_daemon() -> int | None:
+    """Return the process id of the daemon of this network namespace, None if there is none. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError, ValueError), _path("lock").open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             process = int(file.read())
             # The file belongs to the daemon's user, and must not choose for root whom a signal is sent to.
             if process in _holders(os.fstat(file.fileno()).st_ino):
-                os.kill(process, signal.SIGHUP)
+                return process
+    return None
 
 
 def _holders(inode: int) -> list[int]:

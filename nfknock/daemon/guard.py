@@ -26,6 +26,7 @@ KEPT, TAKEN_BACK = "kept", "taken back"
 _RETRY_AFTER = 1.0
 _ANSWER_TIMEOUT = 5.0
 _READY_TIMEOUT = 30.0
+_LOOK_EVERY = 0.05
 
 
 @contextlib.contextmanager
@@ -36,6 +37,16 @@ def nobody_waits() -> Iterator[None]:
         with contextlib.suppress(_NoPlaceError):
             stack.enter_context(_locked())
         yield
+
+
+def is_waiting() -> bool:
+    """Whether an `apply` waits for its confirmation."""
+    # By its lock: the socket is root's, and the daemon may be another user.
+    try:
+        with nobody_waits():
+            return False
+    except NfknockError:
+        return True
 
 
 class _NoPlaceError(NfknockError):
@@ -75,6 +86,16 @@ def tell(word: str) -> str:
     with _connected() as connection:
         connection.sendall(_KEEP if word == "keep" else _TAKE_BACK)
         return _result(connection)
+
+
+def take_back() -> None:
+    """Have an `apply` that waits for its confirmation taken back, and its guard end. Raises NfknockError."""
+    outcome = tell("take back")
+    give_up_at = time.monotonic() + _READY_TIMEOUT
+    while is_waiting():
+        if time.monotonic() > give_up_at:
+            raise NfknockError(f"the guard of `nfknock apply --confirm` says {outcome!r} and does not end")
+        time.sleep(_LOOK_EVERY)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from nfknock.daemon.counting import load_counting, load_or_last
 from nfknock.daemon.firewall import Firewall
 from nfknock.daemon.intake import Intake, since_boot
 from nfknock.daemon.outlets import ON_STDERR, Outlets, written_aside
+from nfknock.daemon.reloads import Reloads
 from nfknock.daemon.spending import Spender
 from nfknock.daemon.strays import StrayWatch
 from nfknock.daemon.threads import in_thread
@@ -54,7 +55,7 @@ class Service:
         self._gate = logs.Gate()
         self._losses = logs.Losses()
         self._started_at = time.time()
-        self._reload_asked = asyncio.Event()
+        self._reloads = Reloads(config.path, self._read_anew)
         self._ended: asyncio.Future[None]
 
     async def run(self) -> None:
@@ -64,7 +65,8 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end)
         # From the first moment on: unhandled it would end us. Until we serve, the file is being read anyway.
-        loop.add_signal_handler(signal.SIGHUP, self._ask_for_reload)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGUSR1, self._reopen_logs)
         loop.set_exception_handler(_say_in_a_line)
         self._reader.open()
         try:
@@ -81,7 +83,7 @@ class Service:
 
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         writing = loop.create_task(self._firewall.run())
-        waiting = [loop.create_task(self._tick()), loop.create_task(self._reload_when_asked())]
+        waiting = [loop.create_task(self._tick()), loop.create_task(self._reloads.run())]
         feeding = loop.create_task(supervisor.feed_watchdog(self._firewall.has_stalled))
         for task in (writing, *waiting):
             task.add_done_callback(self._end_with)
@@ -105,9 +107,10 @@ class Service:
         await asyncio.wait([writing])
         await self._commands.stop()
         feeding.cancel()
-        # The loop would give SIGHUP back its default, which is to end us before we have ended.
-        loop.remove_signal_handler(signal.SIGHUP)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        # The loop would give them back their default, which is to end us before we have ended.
+        for number in (signal.SIGHUP, signal.SIGUSR1):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
 
     @property
     def _readers(self) -> list[Reader]:
@@ -142,6 +145,7 @@ class Service:
             "one_time_left": {door.name: door.one_time.left for door in self._doors.values() if door.one_time},
             "commands_running": self._commands.running,
             "stop_commands_waiting": self._commands.stops_waiting,
+            "reloads": self._reloads.describe(),
         }
 
     def _read(self) -> None:
@@ -230,32 +234,18 @@ class Service:
             self._losses.say(self._reader.count_lost(), now)
             self._strays.tick(now)
 
-    def _ask_for_reload(self) -> None:
-        self._reload_asked.set()
-
-    async def _reload_when_asked(self) -> None:
-        """One at a time, however many signals come."""
-        while True:
-            await self._reload_asked.wait()
-            self._reload_asked.clear()
-            await self._reload()
-
-    async def _reload(self) -> None:
-        """Take up the configuration file anew; if anything is wrong with it, everything stays as it is."""
-        supervisor.notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    def _reload(self) -> None:
         # Whatever is wrong with the configuration: a log file that was moved away is done with.
+        self._reopen_logs()
+        self._reloads.ask()
+
+    def _reopen_logs(self) -> None:
         self._outlets.reopen(self._config.log)
-        try:
-            # No sequence is marked meanwhile: what is read and what is followed are the same.
-            async with self._spender.paused:
-                await self._take_up(await in_thread(lambda: load_counting(self._config.path)))
-        except NfknockError as exc:
-            logs.log.error("the new configuration was refused and the old one stays: %s", exc)
-        except Exception as exc:  # noqa: BLE001  (whatever it is: a daemon that ends guards nothing)
-            logs.log.error("the new configuration was refused and the old one stays: %s: %s", type(exc).__name__, exc)
-        else:
-            logs.log.info("reloaded %s", self._config.path)
-        supervisor.notify("READY=1")
+
+    async def _read_anew(self) -> None:
+        # No sequence is marked meanwhile: what is read and what is followed are the same.
+        async with self._spender.paused:
+            await self._take_up(await in_thread(lambda: load_counting(self._config.path)))
 
     async def _take_up(self, config: Config) -> None:
         if config.user != self._config.user:

@@ -14,10 +14,13 @@ import json
 import os
 import secrets
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 from nfknock import files
+from nfknock.core.model import Port
+from nfknock.core.reach import Visitor
 from nfknock.daemon import control
 from nfknock.daemon.journal import state_directory
 from nfknock.errors import ConfigError, NfknockError
@@ -49,17 +52,26 @@ class Trial:
             if noted is not None:
                 files.replace(self._file("trial"), json.dumps({**noted, "boot": ""}).encode(), is_shared=True)
 
-    def note_applied(self, content: bytes) -> None:
-        """Keep a configuration that counts from now on, for when the next one is not confirmed."""
+    def note_applied(self, content: bytes, by: Visitor | None = None) -> None:
+        """Keep a configuration that counts from now on, for when the next one is not confirmed.
+
+        `by` is who applied it over SSH; without, whoever is known stays known.
+        """
         with contextlib.suppress(OSError, NfknockError):
             state_directory().mkdir(mode=0o700, parents=True, exist_ok=True)
-            kept = _kept(content)
-            if self._read("applied") != kept:
+            before = self._read("applied") or {}
+            kept = {"content": base64.b64encode(content).decode(), "by": _noted(by) if by else before.get("by")}
+            if before != kept:
                 files.replace(self._file("applied"), json.dumps(kept).encode(), is_shared=True)
 
     def is_counting(self, content: bytes) -> bool:
         """Whether this is the configuration that was applied last, and nothing speaks against it."""
-        return self._read("applied") == _kept(content) and not self.is_rejected(content)
+        return self.last() == content and not self.is_rejected(content)
+
+    def is_under_way(self, content: bytes) -> bool:
+        """Whether this is on trial, and was not rejected yet. Raises NfknockError where it cannot be known."""
+        noted = self._read("trial")
+        return noted is not None and noted.get("sha256") == _hash(content) and noted.get("boot") == _boot()
 
     def is_rejected(self, content: bytes) -> bool:
         """Whether this was on trial and nobody confirmed it: it was taken back, or the host was rebooted.
@@ -96,6 +108,16 @@ class Trial:
         except (TypeError, KeyError, ValueError):
             return None
 
+    def last_applied_by(self) -> Visitor | None:
+        """Return who applied over SSH last, None where that is not known."""
+        kept = self._read("applied")
+        try:
+            noted = kept["by"]  # type: ignore[index]
+            interface = None if noted["interface"] is None else str(noted["interface"])
+            return Visitor(source=ip_address(noted["source"]), port=Port(noted["port"]), interface=interface)
+        except (TypeError, KeyError, ValueError):
+            return None
+
     def _file(self, kind: str) -> Path:
         name = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16]
         return state_directory() / f"{kind}-{name}.json"
@@ -111,8 +133,8 @@ class Trial:
         return read if isinstance(read, dict) else None
 
 
-def _kept(content: bytes) -> dict[str, str]:
-    return {"content": base64.b64encode(content).decode()}
+def _noted(visitor: Visitor) -> dict[str, Any]:
+    return {"source": str(visitor.source), "port": visitor.port.number, "interface": visitor.interface}
 
 
 def _hash(content: bytes) -> str:

@@ -100,6 +100,36 @@ def test_the_first_start_and_a_reboot(bastion: Machine) -> None:
     assert bastion.ssh("id", "-un") == "root\n"
 
 
+def test_the_first_installation_as_it_is_documented(bastion: Machine) -> None:
+    """Over SSH, where nobody could come back in before a daemon listens."""
+    bastion.boot()
+    knocks = bastion.run("nfknock", "init").split("nfknock knock bastion ")[1].splitlines()[0].split()
+    said = bastion.ssh("nfknock apply --confirm 120 --no-wait 2>&1")
+    assert "no daemon runs: knocks are not heard; start it before you try" in said
+    bastion.run("systemctl", "start", "nfknock")
+    assert bastion.lab.is_shut(BASTION4, 22)
+    bastion.lab.knock(BASTION4, *knocks)
+    assert bastion.ssh("nfknock", "confirm") == "kept\n"
+    assert bastion.ssh("systemctl enable nfknock 2>&1; echo done").endswith("done\n")
+    assert bastion.run("systemctl", "is-active", "nfknock", "nfknock-apply").split() == ["active", "active"]
+
+
+@pytest.mark.long
+def test_a_file_that_nobody_applied_does_not_shut_ssh_at_a_reboot(bastion: Machine) -> None:
+    bastion.boot()
+    configure(bastion)
+    assert "changed" in bastion.ssh("nfknock", "apply")
+    bastion.run("systemctl", "enable", "--now", "nfknock")
+    web = CONFIG.format(open_timeout="60s").replace("22/tcp", "80/tcp").replace("7101", "7102")
+    bastion.write("/etc/nfknock/nfknock.toml", web, mode=0o640)
+    bastion.reboot()
+    assert f"shuts 22/tcp to {CLIENT4}, from where the last one was applied" in bastion.journal("nfknock-apply")
+    assert bastion.lab.is_shut(BASTION4, 22)
+    wait_until_it_runs(bastion)
+    knock(bastion.lab)
+    assert bastion.ssh("id", "-un") == "root\n"
+
+
 class Tries:
     """Connections to sshd, one after the other."""
 
@@ -190,8 +220,18 @@ def test_a_reload_says_what_is_wrong(bastion: Machine) -> None:
     bastion.boot()
     configure(bastion)
     bastion.run("systemctl", "enable", "--now", "nfknock")
+    configure(bastion, open_timeout="30s")
     bastion.run("systemctl", "reload", "nfknock")
-    wait_until(lambda: "reloaded" in bastion.journal("nfknock"), "the reload")
+    # When that ends it has been done.
+    knock(bastion.lab)
+    wait_until(lambda: len(status(bastion)["holes"]) == 1, "the hole")
+    assert status(bastion)["holes"][0]["remaining"] <= 30
+    assert status(bastion)["daemon"]["reloads"] == {"begun": 1, "done": 1, "refused": None}
+    bastion.write("/etc/nfknock/nfknock.toml", CONFIG.format(open_timeout="30s").replace("22/tcp", "80/tcp"))
+    bastion.run("systemctl", "kill", "--kill-whom=main", "--signal=USR1", "nfknock")
+    assert status(bastion)["daemon"]["reloads"]["begun"] == 1
+    assert "failed" in bastion.run("systemctl", "reload", "nfknock", check=False)
+    assert "shuts 22/tcp to everybody, and was never applied" in bastion.journal("nfknock")
     bastion.write("/etc/nfknock/nfknock.toml", "[doors.ssh]\nopn = 1\n")
     assert "failed" in bastion.run("systemctl", "reload", "nfknock", check=False)
     assert "doors.ssh.opn: unknown key; did you mean 'open'?" in bastion.journal("nfknock")

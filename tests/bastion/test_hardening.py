@@ -6,6 +6,7 @@ import pytest
 
 from tests.bastion.machine import BASTION4, ROOT, Machine
 from tests.bastion.test_bastion import CONFIG, knock, wait_until_it_runs
+from tests.lab import wait_until
 
 pytestmark = [pytest.mark.root, pytest.mark.long]
 
@@ -24,7 +25,7 @@ WORKS = {
     ),
 }
 CAPABILITIES_OF_READERS = (
-    "grep -lx nfknock-reader /proc/*/comm | sed s/comm/status/ | xargs awk '/^Cap(Eff|Prm|Amb)/ { print $2 }'"
+    "grep -slx nfknock-reader /proc/*/comm | sed s/comm/status/ | xargs awk '/^Cap(Eff|Prm|Amb)/ { print $2 }'"
 )
 GOES_TOO_FAR = ("PrivateUsers=yes", "CapabilityBoundingSet=~CAP_NET_ADMIN", "RestrictAddressFamilies=~AF_NETLINK")
 
@@ -50,6 +51,21 @@ def test_a_knock_opens_in_every_sandbox_that_is_offered(bastion: Machine) -> Non
         bastion.lab.wait_until_shut(BASTION4, 2222)
         bastion.run("systemctl", "stop", "nfknock")
         bastion.run("nfknock", "remove")
+        bastion.run("sh", "-c", "rm /run/nfknock/daemon-*.removed")  # as a reboot does
+
+
+def test_commands_may_use_sudo_where_that_is_allowed(bastion: Machine) -> None:
+    bastion.write("/etc/sudoers.d/nfknock", "nfknock ALL=(root) NOPASSWD: /usr/bin/id\n", mode=0o440)
+    bastion.boot()
+    bastion.run("mkdir", "-p", "/etc/hosts.allow.d")
+    command = 'start_command = ["sudo", "-n", "id", "-u"]\n'
+    bastion.write("/etc/nfknock/nfknock.toml", CONFIG.format(open_timeout="60s") + command, mode=0o640)
+    bastion.write(DROP_IN, (ROOT / "nfknock/systemd/more-rights.conf").read_text())
+    bastion.run("systemctl", "daemon-reload")
+    start(bastion, "more rights")
+    wait_until_it_runs(bastion)
+    knock(bastion.lab)
+    wait_until(lambda: "command says: 0" in bastion.journal("nfknock"), "what root is called")
 
 
 def start(machine: Machine, name: str) -> None:

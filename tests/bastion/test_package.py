@@ -88,6 +88,16 @@ def test_a_removal_takes_the_firewall_out_and_a_purge_leaves_nothing(bare: Machi
     configure(bare)
     bare.run("systemctl", "enable", "--now", "nfknock")
     assert bare.lab.is_shut(BASTION4, 22)
+    pipe = subprocess.PIPE
+    holder = bare.start("flock", "/run/xtables.lock", "sh", "-c", "echo held; cat", stdin=pipe, stdout=pipe)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    said = bare.run("apt-get", "-y", "-q", "remove", "nfknock", check=False)
+    holder.communicate()
+    assert "the firewall could not be taken out, for the reason above; the package stays" in said
+    assert bare.run("systemctl", "is-active", "nfknock") == "active\n"
+    assert bare.lab.is_shut(BASTION4, 22)
+
     bare.run("apt-get", "-y", "-q", "remove", "nfknock")
     assert bare.lab.rules() == rules
     assert bare.lab.reaches(BASTION4, 22)
@@ -100,6 +110,8 @@ def test_a_removal_takes_the_firewall_out_and_a_purge_leaves_nothing(bare: Machi
     knock(bare.lab)
     wait_until(lambda: [hole["source"] for hole in status(bare)["holes"]] == [CLIENT4], "the hole")
 
+    # Whatever the configuration is, the way out is open; and no daemon puts back what goes before it is stopped.
+    bare.write("/etc/nfknock/nfknock.toml", "[doors.ssh", mode=0o640)
     bare.run("apt-get", "-y", "-q", "purge", "nfknock")
     assert bare.lab.rules() == rules
     assert files(bare) - before == set()

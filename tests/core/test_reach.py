@@ -90,3 +90,22 @@ def test_a_door_whose_sequences_are_used_up_is_none() -> None:
     )
     assert way_in(plan(), [empty], visitor()) is None
     assert way_in(plan(), [left], visitor()) == "door"
+
+
+@pytest.mark.parametrize(
+    ("found", "doors", "way"),
+    [
+        (plan(), (), None),
+        (plan(), (DOOR,), "door"),
+        (plan(interfaces=("tun0",)), (DOOR,), "door"),
+        (plan(allow()), (), "allow"),
+        (plan(allow("0.0.0.0/0")), (), None),
+        (plan(allow("192.0.2.0/24")), (), None),
+        (plan(allow(interface="eth0")), (), None),
+        (plan(Rule(comment="ban", verdict="drop", source=ip_network("192.0.2.2"))), (DOOR,), "door"),
+        (plan(Rule(comment="ban", verdict="drop")), (DOOR,), None),
+    ],
+)
+def test_anybody(found: Plan, doors: tuple[Door, ...], way: Way | None) -> None:
+    """Who is not known gets in by what lets in every source."""
+    assert way_in(found, doors, Visitor(source=None, port=SSH)) == way

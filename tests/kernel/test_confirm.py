@@ -14,10 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import BASTION4, CLIENT4, NFKNOCK, Lab, wait_until
+from tests.lab import BASTION4, CLIENT4, NFKNOCK, Daemon, Lab, wait_until
 
 DOOR = '[doors.ssh]\nsequence = ["7101", "8203/udp"]\nopen = ["22/tcp"]\nopen_timeout = "60s"\n'
 OTHER = DOOR.replace("7101", "7102")
+
+
+DEAF = "warning: no daemon runs: knocks are not heard; start it before you try\n"
 
 
 def foreign(lab: Lab) -> None:
@@ -85,7 +88,8 @@ def test_unconfirmed_it_goes_back_though_the_caller_is_killed(host: Lab) -> None
 def test_unconfirmed_the_caller_says_so(host: Lab) -> None:
     before = host.rules()
     code, said = ended(start(host, 1))
-    assert (code, said) == (1, "nfknock: nobody confirmed within 1 s; the firewall is as it was before\n")
+    last = "nfknock: nobody confirmed within 1 s; the firewall is as it was before\n"
+    assert (code, said) == (1, DEAF + last)
     assert host.rules() == before
 
 
@@ -134,7 +138,7 @@ def test_an_answer_on_the_terminal(host: Lab, answer: bytes, code: int) -> None:
 def test_nobody_else_changes_the_firewall_meanwhile(host: Lab) -> None:
     process = start(host, 30)
     applied = host.rules()
-    for arguments in (["apply"], ["apply", "--confirm", "5"], ["apply", "--force"], ["remove"]):
+    for arguments in (["apply"], ["apply", "--confirm", "5"], ["apply", "--force"]):
         done = host.nfknock(*arguments, check=False)
         assert done.returncode == 1
         assert "waits for its confirmation; run `nfknock confirm`" in done.stderr
@@ -142,7 +146,35 @@ def test_nobody_else_changes_the_firewall_meanwhile(host: Lab) -> None:
     assert host.rules() == applied
     host.nfknock("confirm")
     assert ended(process)[0] == 0
-    host.nfknock("remove")
+
+
+def test_remove_does_not_wait_for_the_confirmation(host: Lab) -> None:
+    """It is the way out, and the trial may be what shut somebody out."""
+    before = host.rules()
+    host.nfknock("apply")
+    host.configure(OTHER)
+    process = start(host, 60)
+    assert "that was taken back first" in host.nfknock("remove").stderr
+    assert ended(process)[0] == 1
+    assert host.rules() == before
+
+
+def test_a_daemon_that_is_started_meanwhile_hears_the_knocks_of_the_trial(host: Lab) -> None:
+    """As the first installation needs it: nobody could come back in and confirm without."""
+    host.serve(22)
+    done = host.nfknock("apply", "--confirm", "60", "--no-wait")
+    assert done.stderr.endswith(DEAF)
+    applied = host.rules()
+    # What the daemon's unit wants to have been run before.
+    done = host.nfknock("apply", "--or-last")
+    assert (done.stdout, done.stderr) == ("", "a configuration is on trial; it is left to `nfknock confirm`\n")
+    with Daemon(host.bastion, "--or-last") as daemon:
+        assert host.rules() == applied
+        host.knock(BASTION4, "7101", "8203:udp")
+        daemon.wait_for("opened 22/tcp")
+        assert host.reaches(BASTION4, 22)
+        assert host.nfknock("confirm").stdout == "kept\n"
+    assert host.nfknock("apply").stdout == "unchanged\n"
 
 
 def test_without_one_there_is_nothing_to_confirm(host: Lab) -> None:
@@ -176,7 +208,7 @@ def test_the_same_ports_in_another_order_are_a_trial_too(host: Lab) -> None:
 def test_nobody_has_to_wait_for_the_confirmation(host: Lab) -> None:
     before = host.rules()
     done = host.nfknock("apply", "--confirm", "60", "--no-wait", "--json")
-    assert done.stderr == "applied; taken back in 60 s unless you run `nfknock confirm`\n"
+    assert done.stderr == f"applied; taken back in 60 s unless you run `nfknock confirm`\n{DEAF}"
     report = json.loads(done.stdout)
     assert (report["changed"], report["on_trial"]) == (True, True)
     applied = host.rules()
@@ -217,7 +249,7 @@ def test_it_goes_back_to_the_configuration_before_and_the_daemon_with_it(host: L
     # The same configuration once more, without anybody watching, is what the trial was to keep from happening.
     done = host.nfknock("apply", check=False)
     assert done.returncode == 2
-    assert "was taken back, since nobody confirmed it; change it, run" in done.stderr
+    assert "was refused, or taken back since nobody confirmed it; change it, run" in done.stderr
     until_equal_but_for_holes(host, before)
     assert host.nfknock("apply", "--force").stdout == "changed\n"
     assert "7102" in host.rules()

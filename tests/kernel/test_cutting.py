@@ -23,6 +23,12 @@ cut_sessions = {cut}
 sequence = ["6101", "6203/udp"]
 open = ["80/tcp"]
 """
+# A reload takes no way in away that only it lets go.
+ANOTHER_WAY_IN = """
+[doors.back]
+sequence = ["5101", "5203/udp"]
+open = ["22/tcp"]
+"""
 FAMILIES = pytest.mark.parametrize(("bastion", "client"), [(BASTION4, CLIENT4), (BASTION6, CLIENT6)])
 
 
@@ -62,7 +68,7 @@ def shut(lab: Lab, daemon: Daemon, how: str, bastion: str, client: str) -> None:
         case "close":
             assert "1 session was cut" in lab.nfknock("close", "ssh", client).stdout
         case "removal":
-            lab.configure("[doors.web]" + DOORS.partition("[doors.web]")[2])
+            lab.configure("[doors.web]" + DOORS.partition("[doors.web]")[2] + ANOTHER_WAY_IN)
             daemon.signal(signal.SIGHUP)
             daemon.wait_for(f"{client}: 1 session was cut")
         case "reload":

@@ -67,3 +67,32 @@ def test_a_right_configuration_is_what_is_applied(lab: Lab) -> None:
     lab.configure(OTHER)
     assert lab.nfknock("apply", "--or-last").stdout == "changed\n"
     assert "7102" in lab.rules()
+
+
+def test_what_cannot_be_applied_gives_way_too(lab: Lab) -> None:
+    """As where a new kernel lacks what the configuration needs."""
+    lab.configure(GOOD)
+    lab.nfknock("apply")
+    stands = lab.rules()
+    lab.config.write_text(
+        f'[reader]\nkind = "nflog"\n[firewall]\nbackend = "nftables"\nattach = "inet gone input"\n{OTHER}'
+    )
+    reboot(lab)
+    assert lab.nfknock("apply", check=False).returncode == 1
+    done = lab.nfknock("apply", "--or-last")
+    assert "; the last configuration that was applied counts" in done.stderr
+    assert lab.rules() == stands
+
+
+def test_what_was_taken_out_stays_out_until_it_is_applied(lab: Lab) -> None:
+    """A start of the daemon wants the firewall to be in place, whoever took it out for a reason."""
+    lab.configure(GOOD)
+    lab.nfknock("apply")
+    lab.nfknock("remove")
+    without = lab.rules()
+    done = lab.nfknock("apply", "--or-last", check=False)
+    assert done.returncode == 1
+    assert done.stderr == "nfknock: the firewall was taken out, and stays out; `nfknock apply` puts it back\n"
+    assert lab.rules() == without
+    lab.nfknock("apply")
+    assert lab.nfknock("apply", "--or-last").stdout == "unchanged\n"

@@ -172,7 +172,8 @@ def test_what_nobody_owns_is_shut_at_the_start(lab: Lab) -> None:
 
 def test_a_reload_shuts_what_no_door_opens_any_more(lab: Lab) -> None:
     daemon = ready(lab)
-    lab.configure(DOOR.replace('"22/tcp"', '"2222/tcp"'))
+    back = '[doors.back]\nsequence = ["5101", "5203/udp"]\nopen = ["22/tcp"]\n'
+    lab.configure(DOOR.replace('"22/tcp"', '"2222/tcp"') + back)
     daemon.signal(signal.SIGHUP)
     daemon.wait_for(f"{CLIENT4}: ssh: closed: the door does not open that any more")
     daemon.wait_for("reloaded")
