@@ -33,10 +33,10 @@ from nfknock.core.track import Track
 from nfknock.core.unsure import Unsure
 
 # Together these bound what strangers can make us remember.
-MOST_SOURCES = 8_192
+MOST_SOURCES = 4_096
 MOST_ATTEMPTS = 6
 # Packets that were taken: those of as many attempts at the longest sequence, a few to spare, and never more than this.
-# About 100 bytes each: with a sequence of three knocks 20 MiB for all sources together, 48 MiB at most.
+# About 100 bytes each: with a sequence of three knocks 10 MiB for all sources together, 24 MiB at most.
 MOST_SPARE_ECHOES = 5
 MOST_ECHOES = 64
 # A TCP client repeats its SYN for about two minutes (Linux: tcp_syn_retries 6, 127 s). Such an echo of a knock that
