@@ -121,7 +121,9 @@ def furnish(office: Path, first: Machine, addresses: dict[str, str], deb: Path) 
     of_laptop.parent.mkdir()
     of_laptop.write_text(f"ansible_connection: local\nansible_python_interpreter: {sys.executable}\n")
     (office / "hosts").write_text("".join(f"{address} {name}\n" for name, address in addresses.items()))
-    config = "User root\nUserKnownHostsFile /dev/null\nStrictHostKeyChecking no\nLogLevel ERROR\nIdentitiesOnly yes\n"
+    # A connection that Ansible has kept would wait for long at a host that is out of reach.
+    config = "ServerAliveInterval 5\nServerAliveCountMax 4\n"
+    config += "User root\nUserKnownHostsFile /dev/null\nStrictHostKeyChecking no\nLogLevel ERROR\nIdentitiesOnly yes\n"
     (office / "ssh_config").write_text(
         f"Include {HOME}/.ssh/config.d/nfknock\nHost *\n{config}IdentityFile {first.key}\n"
     )
