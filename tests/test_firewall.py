@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 
+from nfknock.backends import Change, FirewallState
 from nfknock.core.model import Door, Hole, Opening, Port
 from nfknock.core.plan import Plan
 from nfknock.daemon.firewall import Firewall
+from nfknock.errors import BackendError
 from tests.fakes import FakeBackend
 from tests.lab import wait_until
 
@@ -68,3 +72,116 @@ def test_what_somebody_shut_before_its_time_is_not(caplog: pytest.LogCaptureFixt
     assert "192.0.2.2: ssh: opened 22/tcp for 60 s" in caplog.messages
     assert not any("closed after" in line for line in caplog.messages)
     assert firewall.closed == 0
+
+
+# What the firewall was not told to guard yet, as after a reload that another program's lock put off.
+INNER = replace(DOOR, name="inner", opens=(Opening(Port(5432), to=ip_address("10.0.0.5")),))
+
+
+def test_a_hole_that_cannot_be_written_costs_nobody_else_theirs(caplog: pytest.LogCaptureFixture) -> None:
+    backend = FakeBackend()
+    backend.apply(PLAN)
+    firewall = Firewall(lambda: backend)
+    others = [ip_address(f"192.0.2.{number}") for number in range(3, 6)]
+
+    async def open_together() -> None:
+        await firewall.start(PLAN, [DOOR])
+        firewall.open(DOOR, others[0])
+        firewall.open(INNER, SOURCE)
+        for each in others[1:]:
+            firewall.open(DOOR, each)
+        await firewall._write_openings()
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(open_together())
+    assert {hole.source for hole in backend.holes()} == set(others)
+    assert firewall.opened == len(others)
+    failed = [line for line in caplog.messages if "not opened" in line]
+    assert len(failed) == 1
+    assert failed[0].startswith("192.0.2.2: inner: not opened: ")
+
+
+class Unrepairable(FakeBackend):
+    """A firewall that is damaged in a way that cannot be mended, as where `attach` names a chain that is gone."""
+
+    def state(self, plan: Plan | None = None) -> FirewallState:
+        return replace(super().state(plan), damage=("a rule is gone",) if plan else ())
+
+    def repair(self, plan: Plan, holes: Iterable[Hole]) -> list[Hole]:  # noqa: ARG002
+        raise BackendError("attach: there is no such chain")
+
+
+def test_what_cannot_be_repaired_keeps_nothing_open(caplog: pytest.LogCaptureFixture) -> None:
+    now = 1e9
+    backend = Unrepairable(lambda: now)
+    backend.apply(PLAN)
+    firewall = Firewall(lambda: backend, lambda: now)
+
+    async def look_after_the_end() -> None:
+        nonlocal now
+        await firewall.start(PLAN, [DOOR])
+        firewall.open(DOOR, SOURCE)
+        await firewall._write_openings()
+        now += 2 * DOOR.open_timeout
+        await firewall._look()
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(look_after_the_end())
+    assert backend.holes() == []
+    assert "looking after the firewall: attach: there is no such chain" in caplog.messages
+    assert "192.0.2.2: ssh: closed after 1 s" in caplog.messages
+
+
+def test_what_cannot_be_repaired_is_shut_though_the_clock_was_set_back() -> None:
+    now = 1e9
+    backend = Unrepairable(lambda: now)
+    backend.apply(PLAN)
+    firewall = Firewall(lambda: backend, lambda: now)
+
+    async def look_until_shut() -> None:
+        nonlocal now
+        await firewall.start(PLAN, [DOOR])
+        firewall.open(replace(DOOR, open_timeout=0.1), SOURCE)
+        await firewall._write_openings()
+        now -= 3600
+        give_up_at = time.monotonic() + 20
+        while backend.holes() and time.monotonic() < give_up_at:
+            await firewall._look()
+            await asyncio.sleep(0.05)
+
+    asyncio.run(look_until_shut())
+    assert backend.holes() == []
+
+
+class Applied(FakeBackend):
+    """A backend that keeps the plans that it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plans: list[Plan] = []
+
+    def apply(self, plan: Plan, *, holes: Iterable[Hole] = (), dry_run: bool = False) -> Change:
+        self.plans.append(plan)
+        return super().apply(plan, holes=holes, dry_run=dry_run)
+
+
+@pytest.mark.parametrize("knocked", [True, False])
+def test_what_was_cut_stays_cut_whatever_is_knocked_at_next(*, knocked: bool) -> None:
+    """The door is gone from the configuration; a one-time knock at another one has the daemon watch other ports."""
+    backend = Applied()
+    backend.apply(PLAN)
+    firewall = Firewall(lambda: backend)
+    cutting = replace(INNER, cut_sessions=True)
+
+    async def cut_and_watch() -> None:
+        await firewall.start(replace(PLAN, forwarded=cutting.opens, cut=cutting.opens), [DOOR, cutting])
+        firewall.open(cutting, SOURCE)
+        await firewall._write_openings()
+        await firewall.apply(PLAN, [DOOR])
+        if knocked:
+            firewall.watch(replace(PLAN, knock_ports=(Port(7102),)))
+            await firewall._write_plan()
+
+    asyncio.run(cut_and_watch())
+    assert backend.plans[-1].cut == cutting.opens
+    assert backend.plans[-1].knock_ports == ((Port(7102),) if knocked else PLAN.knock_ports)

@@ -58,3 +58,5 @@ def test_losses_are_said_at_once_and_then_now_and_again(caplog: pytest.LogCaptur
     losses.say(3100, 100)
     losses.say(7, 200)
     assert caplog.messages[-1] == "7 packets were lost: they came faster than they are read", "of another reader"
+    logs.Losses("packets to closed ports").say(3, 0)
+    assert caplog.messages[-1] == "3 packets to closed ports were lost: they came faster than they are read"

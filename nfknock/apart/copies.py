@@ -31,6 +31,8 @@ class Copies:
     def __init__(self, source: socket.socket) -> None:
         self.next_number = 0
         """Which number the next packet has if none is lost. The kernel counts from 0 when the group is bound."""
+        self.is_drained = False
+        """Whether `take` stopped because nothing more was there."""
         self._socket = source
         self._buffer = memoryview(bytearray(_LONGEST_DATAGRAM))
         self._unreadable = self._lost = 0
@@ -40,7 +42,12 @@ class Copies:
         self._unreadable = self._lost = 0
         packets: list[Packet] = []
         left = most
-        while left > 0 and (datagram := self._receive()) is not None:
+        self.is_drained = False
+        while left > 0:
+            datagram = self._receive()
+            if datagram is None:
+                self.is_drained = True
+                break
             for each in logged.read(datagram):
                 left -= 1
                 packet = self._read(each) if each else None

@@ -148,6 +148,8 @@ def _print(report: dict[str, Any]) -> None:
 
 def _print_doors(console: Console, daemon: dict[str, Any]) -> None:
     """Say who is kept from the doors, and what these have besides holes. An older daemon does not tell."""
+    if trouble := daemon.get("strays_trouble"):
+        console.print(f"guard     port scans are not seen: {trouble}", style="red", markup=False, soft_wrap=True)
     if ignored := daemon.get("sources_ignored", 0):
         packets = daemon["ignored"]
         console.print(

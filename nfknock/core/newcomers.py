@@ -39,13 +39,18 @@ class Newcomers:
         self._highs = array("Q", bytes(8 * size))
         self._codes = array("I", bytes(4 * size))
 
-    def add(self, source: bytes, echo: int, now: float) -> float:
-        """Remember a first knock; return when that was knocked which had to go for it, -inf if nothing had to."""
+    def add(self, source: bytes, echo: int, now: float, echo_timeout: float = inf) -> float:
+        """Remember a first knock; return when that was knocked which had to go for it, -inf if nothing had to.
+
+        After so many seconds the same packet is no echo any more: it is a knock of its own.
+        """
         mark = hash(self._key + source) | 1  # an empty place has 0
         first = oldest = (mark >> 1 & self._rows) * _ROW
         marks, times = self._marks, self._times
         for at in range(first, first + _ROW):
             if marks[at] == mark and self._echo(at) == echo:
+                if now - times[at] > echo_timeout:
+                    times[at] = now
                 return -inf
             if times[at] < times[oldest]:
                 oldest = at

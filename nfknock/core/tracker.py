@@ -35,8 +35,10 @@ from nfknock.core.unsure import Unsure
 # Together these bound what strangers can make us remember.
 MOST_SOURCES = 8_192
 MOST_ATTEMPTS = 6
-# Packets that were taken, beyond those that the longest sequence needs.
+# Packets that were taken: those of as many attempts at the longest sequence, a few to spare, and never more than this.
+# About 100 bytes each: with a sequence of three knocks 20 MiB for all sources together, 48 MiB at most.
 MOST_SPARE_ECHOES = 5
+MOST_ECHOES = 64
 # A TCP client repeats its SYN for about two minutes (Linux: tcp_syn_retries 6, 127 s). Such an echo of a knock that
 # was counted must be nothing even when its attempt is long over.
 ECHO_TIMEOUT = 130.0
@@ -107,7 +109,8 @@ class Tracker:
         old = {track.identity: index for index, track in enumerate(self._tracks)}
         self._tracks = [Track(door, sequence, OpenDoor) for door in doors for sequence in door.sequences]
         self._tracks += [Track(door, door.close_sequence, CloseDoor) for door in doors if door.close_sequence]
-        self._most_echoes = MOST_SPARE_ECHOES + max((track.length for track in self._tracks), default=0)
+        longest = max((track.length for track in self._tracks), default=0)
+        self._most_echoes = min(MOST_ATTEMPTS * longest + MOST_SPARE_ECHOES, MOST_ECHOES)
         self._longest_timeout = max((door.seq_timeout for door in doors), default=0.0)
         self._starts = {}
         for index, track in enumerate(self._tracks):
@@ -167,7 +170,9 @@ class Tracker:
     def _add_newcomer(self, address: bytes, echo: int, now: float) -> None:
         if self._newcomers is None:
             self._newcomers = Newcomers(self._most_newcomers)
-        if now - self._newcomers.add(address, echo, now) <= self._longest_timeout:
+        # A UDP packet has no number. Who knocks from the same port once more is no echo when the first try is over.
+        echo_timeout = ECHO_TIMEOUT if echo >> 16 & 0xFF == TCP else self._longest_timeout
+        if now - self._newcomers.add(address, echo, now, echo_timeout) <= self._longest_timeout:
             self.counters.evicted += 1
 
     def receive_stray(self, packet: Packet, now: float) -> list[Command]:

@@ -2,17 +2,18 @@
 
 Knocks and strays come by different ways. Whatever stray came before a knock has been read when that knock is, but not
 in the order in which they came. So a stray counts as if it had come before and after every knock, until whoever reads
-them says that every knock from before it has been read too, and for a moment at most.
+them says that every knock from before it has been read too. The time-out is for a flood in which nobody ever can: by
+then every knock that waited has been read, or was dropped.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 
-# Seconds: longer than a batch of knocks waits to be read, shorter than anybody notices.
-UNSURE_TIMEOUT = 0.1
-# The kernel lets through few more strays than that at once, and an eighth of it in this time.
-_MOST_SOURCES = 4_096
+# Seconds. A full queue or buffer is read in half a second, and in three times that on a machine with much else to do.
+UNSURE_TIMEOUT = 5.0
+# All that the kernel lets through in this time, and what it lets through at once before (STRAYS_A_SECOND).
+_MOST_SOURCES = 32_768
 _NOTHING: frozenset[int] = frozenset()
 
 

@@ -12,15 +12,15 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import TypeVar
 
-from nfknock.backends import Backend, tracking
-from nfknock.core.model import Door, Hole, IPAddress, Opening
+from nfknock.backends import Backend
+from nfknock.core.model import Door, Hole, IPAddress
 from nfknock.core.plan import Plan
 from nfknock.daemon import control, logs
+from nfknock.daemon.cutting import Cutting
 from nfknock.daemon.ends import Ends, Key
-from nfknock.errors import BackendError, DaemonError, LockHeldError, NfknockError
+from nfknock.errors import BackendError, DaemonError, LockHeldError
 
 # Legacy tables send no event when somebody changes them, and within five seconds they are to be as they were.
 _LOOK_EVERY = 2.0
@@ -48,10 +48,7 @@ class Firewall:
         self._backend: Backend
         self._opening: dict[Key, tuple[Door, float]] = {}
         self._closing: set[Key] = set()
-        self._cutting: frozenset[str] = frozenset()
-        """The doors whose sessions are cut when they are shut early."""
-        self._cut_for_good: set[Opening] = set()
-        """What had sessions that were cut with their door: a service that goes on sending must not revive them."""
+        self._cutting = Cutting()
         self._plan: Plan
         self._is_plan_due = False
         self._applying = asyncio.Lock()
@@ -88,7 +85,6 @@ class Firewall:
         """
         doors = tuple(doors)
         opens = {door.name: frozenset(door.opens) for door in doors}
-        cutting = frozenset(door.name for door in doors if door.cut_sessions)
         async with self._applying:
             due, self._is_plan_due = self._is_plan_due, False
             try:
@@ -98,19 +94,16 @@ class Firewall:
                 strange = await self._call(lambda: self._backend.clear_out(opens))
                 for each in strange:
                     logs.log.warning("%s", each)
-                # A door that is gone is shut early, as it was wished when it was there.
-                lost = [each.hole for each in strange if each.hole and each.hole.door in self._cutting | cutting]
-                self._cut_for_good.update(opening for hole in lost for opening in hole.opens)
-                also = sorted(self._cut_for_good.difference(plan.cut), key=str)
-                changed = await self._apply(replace(plan, cut=(*plan.cut, *also)))
+                lost = self._cutting.lose([each.hole for each in strange if each.hole], doors)
+                changed = await self._apply(self._cutting.kept_up(plan))
             except BaseException:
                 self._is_plan_due = due
                 raise
         if changed:
             logs.log.info("the firewall was brought up to the configuration")
-        self._cutting |= cutting
+        self._cutting.add(doors)
         await self._cut(lost)
-        self._cutting = cutting
+        self._cutting.replace(doors)
 
     async def exchange(self, make_backend: Callable[[], Backend]) -> None:
         """Write by another backend from now on. Raises BackendError, or DaemonError if it is not in place."""
@@ -123,7 +116,7 @@ class Firewall:
 
     def watch(self, plan: Plan) -> None:
         """Bring the firewall to another plan, as soon as it can be written."""
-        self._plan, self._is_plan_due = plan, True
+        self._plan, self._is_plan_due = self._cutting.kept_up(plan), True
         self._wake.set()
 
     def open(self, door: Door, source: IPAddress) -> None:
@@ -170,11 +163,13 @@ class Firewall:
         self._wake.clear()
 
     async def _write_openings(self) -> None:
-        now = self._clock()
         wanted, self._opening = self._opening, {}
+        if wanted:
+            await self._write_together(wanted)
+
+    async def _write_together(self, wanted: dict[Key, tuple[Door, float]]) -> None:
+        now = self._clock()
         holes = [_hole(door, source, now) for (_name, source), (door, _asked_at) in wanted.items()]
-        if not holes:
-            return
         try:
             standing = await self._open(holes)
         except LockHeldError as exc:
@@ -185,8 +180,13 @@ class Firewall:
             self._opening = {**waiting, **self._opening}
             self._try_again(str(exc))
         except BackendError as exc:
-            for hole in holes:
-                logs.log.error("%s: %s: not opened: %s", hole.source, hole.door, exc)
+            if len(holes) == 1:
+                logs.log.error("%s: %s: not opened: %s", holes[0].source, holes[0].door, exc)
+                return
+            # A backend writes all or none, and one that cannot be written is no reason to keep the others shut.
+            for key, asked in wanted.items():
+                self._turned_at = time.monotonic()
+                await self._write_together({key: asked})
         else:
             self._holes.update({hole.key: hole for hole in standing})
             written_at = self._clock()
@@ -250,38 +250,38 @@ class Firewall:
                 logs.log.error("watching other knock ports: %s", exc)
 
     async def _cut(self, closed: Iterable[Hole]) -> None:
-        """End the sessions that came through these holes, at doors where that is wished."""
-        meant = [hole for hole in closed if hole.door in self._cutting]
-        if not meant:
-            return
-        try:
-            count = await self._call(lambda: tracking.cut_sessions(meant))
-        except NfknockError as exc:
-            logs.log.error("cutting sessions: %s", exc)
-            return
-        sources = ", ".join(sorted({str(hole.source) for hole in meant}))
-        logs.log.info("%s: %d %s cut", sources, count, "session was" if count == 1 else "sessions were")
+        await self._cutting.end_sessions(closed, self._call)
 
     async def _look(self) -> None:
         """Repair what was damaged, take away holes whose time is over and find out when to look again."""
         self._look_at = time.monotonic() + _LOOK_EVERY
-        try:
-            await self._repair()
+        # Each by itself: what cannot be repaired, or read, is no reason to leave open what is over.
+        failures = set()
+        for step in (self._repair, self._sweep, self._close_over):
+            try:
+                await step()
+            except BackendError as exc:
+                failures.add(str(exc))
+        for each in sorted(failures):
+            logs.log.warning("looking after the firewall: %s", each)
+
+    async def _sweep(self) -> None:
+        holes = await self._call(self._backend.holes)
+        # Reading thousands takes a while, in which no knock is written: once, where nothing is over.
+        if any(hole.is_expired(self._clock()) for hole in holes):
+            self._note_closed(await self._call(self._backend.sweep))
             holes = await self._call(self._backend.holes)
-            # Reading thousands takes a while, in which no knock is written: once, where nothing is over.
-            if any(hole.is_expired(self._clock()) for hole in holes):
-                self._note_closed(await self._call(self._backend.sweep))
-                holes = await self._call(self._backend.holes)
-            if not self._damage:
-                self._note_closed(self._ended(holes), is_over=True)
-                self._remember(holes)
-            self._ends.see(holes, self._clock())
-            if over := self._ends.over():
-                # The clock was set back: for it they are not over yet.
-                self._note_closed(await self._call(lambda: self._backend.close(over)), is_over=True)
-            self._look_again(hole for hole in holes if hole.key not in over)
-        except BackendError as exc:
-            logs.log.warning("looking after the firewall: %s", exc)
+        if not self._damage:
+            self._note_closed(self._ended(holes), is_over=True)
+            self._remember(holes)
+        self._ends.see(holes, self._clock())
+        over = self._ends.over()
+        self._look_again(hole for hole in holes if hole.key not in over)
+
+    async def _close_over(self) -> None:
+        # The clock was set back: for it they are not over yet.
+        if over := self._ends.over():
+            self._note_closed(await self._call(lambda: self._backend.close(over)), is_over=True)
 
     def _ended(self, standing: Iterable[Hole]) -> list[Hole]:
         """Return those that the kernel has taken away by itself, as it does with what is in a set."""

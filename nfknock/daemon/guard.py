@@ -179,21 +179,36 @@ def _guard(make_backend: Callable[[], Backend], timeout: float, trial: Trial, re
         backend = make_backend()
         take_back = backend.remember()
         listener = _listen()
+        # From "ready" on the caller changes things, and to be told to end means to take them back.
+        told_to_end = _hear_sigterm()
     except BaseException as exc:  # noqa: BLE001  (whatever it is, the caller has to know, and nothing is changed)
         os.write(ready, str(exc).encode() or b"it failed")
         return
-    os.write(ready, b"ready")
-    os.close(ready)
     watchers: list[socket.socket] = []
-    keep = _wait(listener, time.monotonic() + timeout, watchers)
+    keep = False
+    # Whatever goes wrong in here, an error of ours too: nobody confirmed, and nobody else takes it back.
+    with contextlib.suppress(Exception):
+        os.write(ready, b"ready")
+        os.close(ready)
+        keep = _wait(listener, time.monotonic() + timeout, watchers, told_to_end)
     if not keep:
-        trial.rejected()
+        with contextlib.suppress(Exception):
+            trial.rejected()
         _insist(take_back)
-    trial.ended(is_kept=keep)
-    control.runtime_path("confirm.sock").unlink(missing_ok=True)
+    with contextlib.suppress(Exception):
+        trial.ended(is_kept=keep)
+    with contextlib.suppress(OSError):
+        control.runtime_path("confirm.sock").unlink(missing_ok=True)
     for watcher in watchers:
         with contextlib.suppress(OSError):
             watcher.sendall(f"{KEPT if keep else TAKEN_BACK}\n".encode())
+
+
+def _hear_sigterm() -> Callable[[], bool]:
+    """Return what says whether SIGTERM came since."""
+    came: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _frame: came.append(number))
+    return lambda: bool(came)
 
 
 def _listen() -> socket.socket:
@@ -209,18 +224,13 @@ def _listen() -> socket.socket:
     return listener
 
 
-def _wait(listener: socket.socket, until: float, watchers: list[socket.socket]) -> bool:
-    """Return whether somebody said in time that it is to be kept. SIGTERM means that nobody will."""
-    is_told_to_end = False
-
-    def end(_number: int, _frame: object) -> None:
-        nonlocal is_told_to_end
-        is_told_to_end = True
-
-    signal.signal(signal.SIGTERM, end)
+def _wait(
+    listener: socket.socket, until: float, watchers: list[socket.socket], told_to_end: Callable[[], bool]
+) -> bool:
+    """Return whether somebody said in time that it is to be kept. Whoever is told to end knows that nobody will."""
     with selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)
-        while not is_told_to_end and (left := until - time.monotonic()) > 0:
+        while not told_to_end() and (left := until - time.monotonic()) > 0:
             for key, _events in selector.select(min(left, 0.2)):
                 if key.fileobj is listener:
                     connection, _address = listener.accept()
@@ -237,11 +247,11 @@ def _wait(listener: socket.socket, until: float, watchers: list[socket.socket]) 
 
 
 def _insist(take_back: Callable[[], None]) -> None:
-    """Take it back, however long somebody holds the lock."""
+    """Take it back, however long somebody holds the lock, and whatever else is in the way."""
     while True:
         try:
             take_back()
-        except NfknockError:
+        except Exception:  # noqa: BLE001  (to give up is to leave what nobody confirmed)
             time.sleep(_RETRY_AFTER)
         else:
             return

@@ -104,7 +104,8 @@ class Gate:
 class Losses:
     """Says how many packets the kernel could not hand over, now and then."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = "packets") -> None:
+        self._what = what
         self._said = 0
         self._said_at = -math.inf
 
@@ -113,5 +114,5 @@ class Losses:
         if lost < self._said:
             self._said = 0
         if lost > self._said and now - self._said_at >= _SUMMARY_EVERY:
-            log.warning("%d packets were lost: they came faster than they are read", lost - self._said)
+            log.warning("%d %s were lost: they came faster than they are read", lost - self._said, self._what)
             self._said, self._said_at = lost, now

@@ -24,14 +24,15 @@ from nfknock.daemon import control, logs, supervisor
 from nfknock.daemon.commands import CommandRunner
 from nfknock.daemon.counting import load_counting, load_or_last
 from nfknock.daemon.firewall import Firewall
-from nfknock.daemon.intake import Intake
+from nfknock.daemon.intake import Intake, since_boot
 from nfknock.daemon.outlets import ON_STDERR, Outlets, written_aside
 from nfknock.daemon.reloads import Reloads
 from nfknock.daemon.spending import Spender
+from nfknock.daemon.strays import StrayWatch
 from nfknock.daemon.threads import in_thread
 from nfknock.daemon.user import step_down
 from nfknock.errors import NfknockError
-from nfknock.readers import Reader, make_reader, make_stray_reader
+from nfknock.readers import Reader, make_reader
 
 _TICK = 1.0
 
@@ -47,7 +48,7 @@ class Service:
         self._intake = Intake(self._tracker)
         self._reading_later: asyncio.TimerHandle | None = None
         self._reader = make_reader(config.plan)
-        self._strays = make_stray_reader(config.plan)
+        self._strays = StrayWatch(self._read)
         self._firewall = Firewall(lambda: make_backend(config.backend), repair=config.repair)
         self._commands = CommandRunner()
         self._spender = Spender(self._find, self._let_in, self._follow)
@@ -69,8 +70,7 @@ class Service:
         loop.set_exception_handler(_say_in_a_line)
         self._reader.open()
         try:
-            if self._strays:
-                self._strays.open()
+            self._strays.open(self._config.plan)
             await self._commands.prepare(self._config.doors)
             await self._firewall.start(self._config.plan, self._config.doors)
             self._commands.adopt(self._doors)
@@ -87,6 +87,8 @@ class Service:
         feeding = loop.create_task(supervisor.feed_watchdog(self._firewall.has_stalled))
         for task in (writing, *waiting):
             task.add_done_callback(self._end_with)
+        # A start that had to wait for somebody's lock is a while in which nothing was read, too.
+        self._come_round()
         self._listen()
         if self._config.notes:
             count = len(self._config.notes)
@@ -112,13 +114,11 @@ class Service:
 
     @property
     def _readers(self) -> list[Reader]:
-        return [self._reader, *filter(None, [self._strays])]
+        return [self._reader, *filter(None, [self._strays.reader])]
 
     def _listen(self) -> None:
-        loop = asyncio.get_running_loop()
-        loop.add_reader(self._reader.fileno(), self._read)
-        if self._strays:
-            loop.add_reader(self._strays.fileno(), self._read)
+        asyncio.get_running_loop().add_reader(self._reader.fileno(), self._read)
+        self._strays.listen()
 
     def describe(self) -> dict[str, Any]:
         """Return the `daemon` part of `status --json`."""
@@ -136,8 +136,10 @@ class Service:
             "unreadable": self._reader.counters.unreadable,
             "impossible": counters.impossible,
             "ignored": counters.ignored,
-            "sources_ignored": self._tracker.scanners.count(time.monotonic()),
-            "strays_lost": self._strays.count_lost() if self._strays else 0,
+            "late": self._intake.late,
+            "sources_ignored": self._tracker.scanners.count(since_boot()),
+            "strays_lost": self._strays.count_lost(),
+            "strays_trouble": self._strays.trouble,
             "evicted": counters.evicted,
             "sources": len(self._tracker),
             "one_time_left": {door.name: door.one_time.left for door in self._doors.values() if door.one_time},
@@ -150,9 +152,8 @@ class Service:
         try:
             # Once more where there were strays: then it is known of what comes later that it came after them.
             for _ in range(2):
-                now = time.monotonic()
-                for command in self._intake.read(self._reader, self._strays, now):
-                    self._do(command, now)
+                for command in self._intake.read(self._reader, self._strays.reader):
+                    self._do(command, since_boot())
                 if self._intake.is_settled:
                     return
         except Exception as exc:  # noqa: BLE001
@@ -161,6 +162,12 @@ class Service:
             return
         if self._reading_later is None:
             self._reading_later = asyncio.get_running_loop().call_later(self._reader.lag, self._read_later)
+
+    def _come_round(self) -> None:
+        """Show that the loop does; where it did not, be done with what waits: who knocks from now on is to be heard."""
+        self._intake.beat()
+        if self._intake.was_away:
+            self._read()
 
     def _read_later(self) -> None:
         self._reading_later = None
@@ -219,11 +226,13 @@ class Service:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK)
-            now = time.monotonic()
+            self._come_round()
+            now = since_boot()
             for command in self._tracker.expire(now):
                 self._do(command, now)
             self._gate.summarise(now)
             self._losses.say(self._reader.count_lost(), now)
+            self._strays.tick(now)
 
     def _reload(self) -> None:
         # Whatever is wrong with the configuration: a log file that was moved away is done with.
@@ -246,23 +255,23 @@ class Service:
             await self._firewall.exchange(lambda: make_backend(config.backend))
         await self._commands.prepare(config.doors)
         reader = self._reader if _where(config.plan) == _where(self._config.plan) else make_reader(config.plan)
-        has_other_strays = _where_strays(config.plan) != _where_strays(self._config.plan)
+        has_other_strays = not self._strays.suits(config.plan)
         if has_other_strays:
             # Gone first and back last: the new knocks may come by its group, or the new strays by that of the knocks.
-            self._end_strays()
+            self._strays.end()
         try:
             if reader is not self._reader:
                 reader.open()
             await self._firewall.apply(config.plan, config.doors)
-        except NfknockError:
+        except BaseException:
             if reader is not self._reader:
                 reader.close()
-            if has_other_strays:
-                self._watch_strays(self._config.plan)
+            if has_other_strays and not self._ended.done():
+                self._strays.follow(self._config.plan)
             raise
         self._exchange_reader(reader)
         if has_other_strays:
-            self._watch_strays(config.plan)
+            self._strays.follow(config.plan)
         reader.answer = config.plan.answer
         self._firewall.repair = config.repair
         if config.log != self._config.log:
@@ -282,25 +291,6 @@ class Service:
         self._reader = reader
         loop.add_reader(reader.fileno(), self._read)
 
-    def _end_strays(self) -> None:
-        if self._strays:
-            asyncio.get_running_loop().remove_reader(self._strays.fileno())
-            self._strays.close()
-            self._strays = None
-
-    def _watch_strays(self, plan: Plan) -> None:
-        strays = make_stray_reader(plan)
-        if strays is None:
-            return
-        try:
-            strays.open()
-        except NfknockError as exc:
-            # Doors work without; that is better than a daemon that ends.
-            logs.log.error("port scans are not seen: %s", exc)
-            return
-        self._strays = strays
-        asyncio.get_running_loop().add_reader(strays.fileno(), self._read)
-
     def _end_with(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
             self._end(task.exception())
@@ -317,11 +307,6 @@ class Service:
 def _where(plan: Plan) -> tuple[ReaderKind, int]:
     """Where knocks come from."""
     return plan.reader, plan.queue
-
-
-def _where_strays(plan: Plan) -> tuple[ReaderKind, int] | None:
-    """Where strays come from, and who reads them, which goes by who reads knocks; None if nobody does."""
-    return (plan.reader, plan.strays.group) if plan.strays else None
 
 
 def _say_in_a_line(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -41,11 +41,18 @@ class Reader(Protocol):
     def port(self) -> int:
         """The netlink port by which the kernel knows who reads."""
 
+    @property
+    def is_drained(self) -> bool:
+        """Whether the last `read` stopped because nothing more was there, and not because it had read enough."""
+
     def fileno(self) -> int:
         """Return the descriptor that becomes readable when there are packets."""
 
     def read(self, most: int = PACKETS_AT_ONCE) -> list[Packet]:
-        """Return what is there, about so many at once, each with its verdict given where it waits for one."""
+        """Return what is there, about so many at once, each with its verdict given where it waits for one.
+
+        What cannot be read counts against `most`, so fewer than that do not mean that there are no more.
+        """
 
     def count_lost(self) -> int:
         """Return how many packets the kernel had to drop since `open`, as far as it tells."""

@@ -44,6 +44,7 @@ class ApartReader:
         self._bound = NflogReader(group, key=key)
         self._child: Child | None = None
         self._next_number = 0
+        self._is_drained = False
         self._lost_at: deque[float] = deque()
         self._ready: select.epoll | None = None
         self._failure: ReaderError | None = None
@@ -71,6 +72,10 @@ class ApartReader:
     def port(self) -> int:
         return self._bound.port
 
+    @property
+    def is_drained(self) -> bool:
+        return self._is_drained
+
     def fileno(self) -> int:
         # Readable when there are packets, and when the process has ended: somebody has to take it in.
         assert self._ready is not None  # opened
@@ -93,6 +98,7 @@ class ApartReader:
             if got < asked:
                 break
             left -= got
+        self._is_drained = not self._ready.poll(0)
         return packets
 
     def count_lost(self) -> int:

@@ -80,6 +80,10 @@ class NflogReader:
         assert self._socket is not None  # opened
         return int(self._socket.getsockname()[0])
 
+    @property
+    def is_drained(self) -> bool:
+        return self._copies is not None and self._copies.is_drained
+
     def fileno(self) -> int:
         assert self._socket is not None  # opened
         return self._socket.fileno()

@@ -59,12 +59,16 @@ class NfqueueReader:
         assert self._socket is not None  # opened
         return self._socket.port
 
+    @property
+    def is_drained(self) -> bool:
+        return self._socket is not None and self._socket.is_drained
+
     def fileno(self) -> int:
         return int(self._queue.get_fd())
 
     def read(self, most: int = PACKETS_AT_ONCE) -> list[Packet]:
         assert self._socket is not None  # opened
-        self._socket.left = most
+        self._socket.left, self._socket.is_drained = most, False
         try:
             self._queue.run_socket(self._socket)
         except OSError as exc:
@@ -111,6 +115,8 @@ class _BoundedSocket:
 
     def __init__(self, descriptor: int, counters: ReaderCounters) -> None:
         self.left = 0
+        self.is_drained = False
+        """Whether it was read until nothing was left."""
         self._counters = counters
         self._socket = socket.fromfd(descriptor, socket.AF_NETLINK, socket.SOCK_RAW)
 
@@ -124,6 +130,9 @@ class _BoundedSocket:
         self.left -= 1
         try:
             return self._socket.recv(size, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self.is_drained = True
+            raise
         except OSError as exc:
             if exc.errno == errno.ENOBUFS:
                 self._counters.lost += 1

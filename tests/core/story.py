@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 from itertools import count
+from math import inf
 
 from nfknock.core.decisions import CloseDoor, OpenDoor, SequenceTimeout, SourceIgnored, StageReached
 from nfknock.core.model import BARE_SYN, Door, Opening, Port, TcpFlags, as_source
@@ -106,6 +107,11 @@ class Story:
             sequence_number=(fresh if sequence_number is None else sequence_number) if is_tcp else 0,
             flags=flags if is_tcp else 0,
         )
+
+    def settle(self) -> Story:
+        """Have every knock read that there was."""
+        self.tracker.settle(before=inf)
+        return self
 
     def tick(self) -> Story:
         """Let the tracker end what is late."""

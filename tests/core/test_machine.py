@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from nfknock.core.model import Door, Port
-from nfknock.core.tracker import MOST_ATTEMPTS, MOST_SPARE_ECHOES
+from nfknock.core.tracker import MOST_ATTEMPTS, MOST_ECHOES, MOST_SPARE_ECHOES
 from tests.core.story import ACK, SYN, Story, door
 
 DOORS = (
@@ -71,7 +71,7 @@ class Strangers(RuleBasedStateMachine):
         assert len(tracker) <= MOST_SOURCES
         assert sum(map(len, tracker._tiers.values())) == len(tracker)
         for source in tracker._sources.values():
-            assert len(source.heard) <= MOST_SPARE_ECHOES + 3
+            assert len(source.heard) <= min(MOST_SPARE_ECHOES + 3 * MOST_ATTEMPTS, MOST_ECHOES)
             for index, attempts in source.attempts.items():
                 assert len(attempts) <= MOST_ATTEMPTS
                 assert all(1 <= attempt.stage < tracker._tracks[index].length for attempt in attempts)

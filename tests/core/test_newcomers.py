@@ -8,7 +8,6 @@ from math import inf
 import pytest
 
 from nfknock.core.newcomers import FirstKnock, Newcomers
-from nfknock.core.unsure import UNSURE_TIMEOUT
 from tests.core.story import ACK, ALICE, BOB, Story, door
 
 ONE = b"\xc0\x00\x02\x02"
@@ -114,7 +113,7 @@ def test_what_a_door_does_not_hear_ends_nothing_in_a_flood_either() -> None:
 
 
 def test_a_stray_that_is_read_too_early_counts_in_a_flood_too() -> None:
-    story = flooded().stray("1234").knock("7000").at(2 * UNSURE_TIMEOUT).knock("8000", "9000")
+    story = flooded().stray("1234").knock("7000").at(1).settle().knock("8000", "9000")
     assert story.opened == []
 
 
@@ -156,3 +155,21 @@ def test_who_is_further_on_makes_a_newcomer_wait() -> None:
     for each in crowd(10):
         story.knock("4000", source=each)
     assert len(story.opened) == 10
+
+
+def test_who_tries_again_from_the_same_port_gets_in() -> None:
+    """A UDP packet has no number: the first knock of the second try is that of the first once more."""
+    story = Story(door("ssh", "7000/udp", "8000/udp"), most_sources=10, most_newcomers=1024)
+    for each in crowd(100):
+        story.knock("7000/udp", source=each)
+    story.knock("7000/udp", source_port=4000)
+    story.at(6).knock("7000/udp", "8000/udp", source_port=4000)
+    assert story.opened == [(ALICE, "ssh")]
+
+
+def test_a_syn_that_is_repeated_in_a_flood_begins_nothing_anew() -> None:
+    story = flooded()
+    for at in (0, 1, 3, 7):
+        story.at(at).knock("7000", source_port=4000, sequence_number=7)
+    story.at(8).knock("8000", "9000")
+    assert story.opened == []

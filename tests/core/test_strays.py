@@ -19,7 +19,7 @@ NEVER = Thresholds(ports=0)
 
 def test_a_stray_ends_the_attempts_of_its_source_and_of_nobody_else() -> None:
     story = Story(door()).knock("7000", "8000").knock("7000", "8000", source=BOB)
-    story.stray("1234").at(LATER).knock("9000").knock("9000", source=BOB)
+    story.stray("1234").at(1).settle().knock("9000").knock("9000", source=BOB)
     assert story.opened == [(BOB, "ssh")]
     assert story.tracker.counters.strays == 2
 
@@ -35,7 +35,7 @@ def test_a_stray_that_is_read_too_early_or_too_late_counts_all_the_same() -> Non
         assert story.opened == [] or order == ("1", "2", "3", "s")
 
 
-def test_who_strayed_can_knock_a_moment_later() -> None:
+def test_who_strayed_can_knock_a_while_later_whatever_is_read() -> None:
     story = Story(door()).stray("1234").at(LATER).knock("7000", "8000", "9000")
     assert story.opened == [(ALICE, "ssh")]
 
@@ -55,7 +55,7 @@ def test_late_packets_of_an_old_session_end_nothing_at_a_door_that_hears_syns() 
     story = Story(door(), door("any", "1000", "2000", "3000", tcpflags=""))
     story.knock("7000", "8000").knock("1000", "2000", source=BOB)
     story.stray("50000", flags=ACK).stray("50000", flags=RST, source=BOB)
-    story.at(LATER).knock("9000").knock("3000", source=BOB)
+    story.at(1).settle().knock("9000").knock("3000", source=BOB)
     assert story.opened == [(ALICE, "ssh")]
 
 
@@ -91,8 +91,7 @@ def test_strays_of_nobody_in_progress_are_not_remembered() -> None:
 
 
 def test_who_strayed_before_a_reading_of_all_knocks_can_knock_at_once() -> None:
-    story = Story(door()).stray("1234")
-    story.tracker.settle(before=story.now + 0.001)
+    story = Story(door()).stray("1234").settle()
     assert story.knock("7000", "8000", "9000").opened == [(ALICE, "ssh")]
 
 

@@ -9,7 +9,7 @@ from time import process_time
 import pytest
 
 from nfknock.core.model import Door, Opening, Port
-from nfknock.core.tracker import ECHO_TIMEOUT, MOST_ATTEMPTS, SWEPT_AT_ONCE
+from nfknock.core.tracker import ECHO_TIMEOUT, MOST_ATTEMPTS, MOST_ECHOES, SWEPT_AT_ONCE
 from tests.core.story import ACK, ALICE, BOB, SYN, Story, door
 
 
@@ -111,12 +111,13 @@ def test_an_ack_is_neither_knock_nor_stray() -> None:
     assert (story.tracker.counters.knocks, story.tracker.counters.strays) == (1, 0)
 
 
-def test_a_crowd_that_sends_much_is_remembered_within_bounds() -> None:
-    story = Story(door(), most_sources=10)
+@pytest.mark.parametrize(("length", "most"), [(1, 11), (3, 23), (32, MOST_ECHOES)])
+def test_a_crowd_that_sends_much_is_remembered_within_bounds(length: int, most: int) -> None:
+    story = Story(door("ssh", *(str(7000 + number) for number in range(length))), most_sources=10)
     for _ in range(100):
         for source in _crowd(10):
             story.knock("7000", source=source)
-    assert all(len(source.heard) <= 8 for source in story.tracker._sources.values())
+    assert {len(source.heard) for source in story.tracker._sources.values()} == {most}
 
 
 def test_who_gave_up_half_way_costs_the_next_one_nothing() -> None:
@@ -274,3 +275,14 @@ def test_a_door_needs_what_makes_it_one() -> None:
         fields: dict[str, object] = {"name": good.name, "sequence": good.sequence, "opens": good.opens, **wrong}
         with pytest.raises(ValueError, match="door"):
             Door(**fields)  # type: ignore[arg-type]
+
+
+def test_what_several_people_behind_one_address_repeat_is_nothing() -> None:
+    """Four at once, whose kernels send each SYN again after one second and after three: they were not answered."""
+    story = Story(door())
+    sent = [(port, 50_000 + person) for port in ("7000", "8000", "9000") for person in range(4)]
+    for at in (0, 1, 3):
+        for port, source_port in sent:
+            story.at(at).knock(port, source_port=source_port, sequence_number=7)
+    assert story.opened == [(ALICE, "ssh")] * 4
+    assert story.tracker.counters.knocks == len(sent)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 from collections.abc import Iterable
@@ -13,9 +14,10 @@ from threading import Thread
 
 import pytest
 
+from nfknock.readers.nflog import NflogReader
 from tests.core.story import FIN, SYN
 from tests.kernel import packets
-from tests.lab import BASTION4, BASTION6, CLIENT4, STRANGER4, Daemon, Lab, wait_until
+from tests.lab import BASTION4, BASTION6, CLIENT4, CLIENT6, STRANGER4, Daemon, Lab, wait_until
 from tests.setting import only_for
 
 SEED = 20261121
@@ -204,3 +206,34 @@ def scan(lab: Lab, source: str, ports: Iterable[int], flags: int = SYN) -> None:
     """Send one packet to each of these ports, in this order, as fast as can be."""
     with lab.client.here():
         packets.scan(BASTION4, source, ports, flags)
+
+
+def test_a_group_that_somebody_had_is_read_as_soon_as_it_is_free(lab: Lab) -> None:
+    """A reload asks for it: doors go on, scans are not seen until that program ends, and `status` says so."""
+    daemon = ready(lab, NOBODY_IS_IGNORED)
+    assert counters(lab)["strays_trouble"] is None
+    somebody = NflogReader(17)
+    with lab.bastion.here():
+        somebody.open()
+    try:
+        for count in (1, 2):
+            lab.configure(DOOR + "[guard]\ngroup = 17\nports = 0\n")
+            daemon.signal(signal.SIGHUP)
+            daemon.wait_for("reloaded", count=count)
+            trouble = counters(lab)["strays_trouble"]
+            assert str(trouble).startswith("binding NFLOG group 17: ")
+            assert [line for line in daemon.lines if "not seen" in line] == [
+                f"port scans are not seen: {trouble}"
+            ] * count
+            assert "port scans are not seen: binding NFLOG group 17: " in lab.nfknock("status").stdout
+        last_knock_opens(lab, daemon)
+    finally:
+        somebody.close()
+    daemon.wait_for("port scans are seen again")
+    assert counters(lab)["strays_trouble"] is None
+    lab.knock(BASTION4, "7101", "8203", "1234")
+    wait_until(lambda: counters(lab)["strays"] > 0, "the stray to be read")
+    lab.knock(BASTION4, "9307")
+    lab.knock(BASTION6, *KNOCKS)
+    daemon.wait_for(f"{CLIENT6}: ssh: OPEN SESAME")
+    assert sum(f"{CLIENT4}: ssh: OPEN SESAME" in line for line in daemon.lines) == 1

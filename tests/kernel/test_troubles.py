@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import resource
@@ -14,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from nfknock.daemon.intake import AWAY
 from tests.kernel.disk import fill, small_disk
-from tests.lab import BASTION4, CLIENT4, NFKNOCK, Daemon, Lab, wait_until
+from tests.lab import BASTION4, CLIENT4, NFKNOCK, STRANGER4, Daemon, Lab, wait_until
 from tests.setting import only_for, with_every_reader
 
 DOOR = '[doors.ssh]\nsequence = ["7101", "8203/udp", "9307"]\nopen = ["22/tcp"]\nopen_timeout = "{timeout}"\n'
@@ -24,6 +26,7 @@ LACKING = [sys.executable, "-m", "tests.kernel.seccomp"]
 STOPPED_FOR = 60 if "NFKNOCK_TEST_ALL" in os.environ else 4
 
 # Of NFQUEUE's packets 8,192 fit; of NFLOG's as many as its buffer of 8 MiB takes, which are gathered.
+BOUND = {"nfqueue": "netlink_queue", "nflog": "netlink_log"}
 MORE_THAN_FITS = {"nfqueue": 20_000, "nflog": 150_000}
 
 
@@ -104,12 +107,13 @@ def test_the_host_gets_another_address(lab: Lab) -> None:
 
 @with_every_reader
 def test_a_daemon_that_is_stopped_for_a_while(lab: Lab) -> None:
-    """Its holes close in the kernel, what does not fit in the queue is dropped and counted, and then it goes on."""
+    """Its holes close in the kernel, what came meanwhile opens nothing, what did not fit is counted, and it goes on."""
     daemon = ready(lab, timeout="2s")
     opens(lab, daemon)
     daemon.signal(signal.SIGSTOP)
     stopped_at = time.monotonic()
     lab.wait_until_shut(BASTION4, 22)
+    lab.knock(BASTION4, "-I", STRANGER4, *KNOCKS)
     with lab.client.socket(socket.AF_INET, socket.SOCK_DGRAM) as flooding:
         for _ in range(MORE_THAN_FITS[lab.setting.reader]):
             flooding.sendto(b"", (BASTION4, 8203))
@@ -119,7 +123,34 @@ def test_a_daemon_that_is_stopped_for_a_while(lab: Lab) -> None:
     # Of copies it is the next one whose number tells how many there were in between.
     opens(lab, daemon)
     daemon.wait_for("packets were lost: they came faster than they are read")
-    assert json.loads(lab.nfknock("status", "--json").stdout)["daemon"]["lost"] > 0
+    daemon.wait_for("that waited meanwhile were not heard")
+    assert not any(line.startswith(f"{STRANGER4}: ") for line in daemon.lines)
+    counters = json.loads(lab.nfknock("status", "--json").stdout)["daemon"]
+    assert counters["lost"] > 0
+    assert counters["late"] >= len(KNOCKS)
+
+
+@only_for("iptables")
+@with_every_reader
+@pytest.mark.parametrize("is_early", [True, False])
+def test_what_is_knocked_while_the_start_waits_for_a_lock(lab: Lab, *, is_early: bool) -> None:
+    """The reader is there already, and nobody reads: as with a daemon that is stopped. Who waits for it is heard."""
+    ready(lab).process.kill()
+    with Path(lab.environment["XTABLES_LOCKFILE"]).open("r") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        daemon = Daemon(lab.bastion)
+        bound = Path("/proc", str(daemon.process.pid), f"net/netfilter/nf{BOUND[lab.setting.reader]}")
+        wait_until(lambda: f" {daemon.process.pid} " in bound.read_text(), "the reader to be open")
+        opened_at = time.monotonic()
+        if is_early:
+            lab.knock(BASTION4, "-I", STRANGER4, *KNOCKS)
+        # Longer than it may be away, and not as long as it waits for the lock.
+        time.sleep(max(0.0, opened_at + AWAY + 0.2 - time.monotonic()))
+    with daemon:
+        lab.knock(BASTION4, *KNOCKS)
+        daemon.wait_for(f"{CLIENT4}: ssh: OPEN SESAME")
+        assert not any(line.startswith(f"{STRANGER4}: ") for line in daemon.lines)
+        assert any("that waited meanwhile were not heard" in line for line in daemon.lines) == is_early
 
 
 @with_every_reader
