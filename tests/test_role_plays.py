@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,18 +20,8 @@ from typing import Any
 import pytest
 import yaml
 
-pytest.importorskip("ansible")
-# It makes a directory in there as soon as it is imported, in the home directory otherwise.
-os.environ["ANSIBLE_LOCAL_TEMP"] = tempfile.gettempdir()
+from tests.role import COLLECTION, ROLE, DataLoader, Templar, trust_as_template
 
-from ansible.parsing.dataloader import DataLoader
-from ansible.plugins.loader import init_plugin_loader
-from ansible.template import Templar, trust_as_template
-
-init_plugin_loader()
-
-COLLECTION = Path(__file__).parent.parent / "ansible"
-ROLE = COLLECTION / "roles/nfknock"
 BIN = Path(sys.executable).parent
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,18 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfknock.config import load
+from tests.role import ROLE, DataLoader, Templar, trust_as_template
 
-pytest.importorskip("ansible")
-# It makes a directory in there as soon as it is imported, in the home directory otherwise.
-os.environ["ANSIBLE_LOCAL_TEMP"] = tempfile.gettempdir()
-
-from ansible.parsing.dataloader import DataLoader
-from ansible.plugins.loader import init_plugin_loader
-from ansible.template import Templar, trust_as_template
-
-init_plugin_loader()
-
-ROLE = Path(__file__).parent.parent / "ansible/roles/nfknock"
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
     ['"', "\\", "\x7f", "\n", "\x00", "'''", "#", "😀", "é", "{{ 1 }}", "{% if %}", "22/tcp", "no", "1.5"]
 )
