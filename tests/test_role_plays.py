@@ -45,6 +45,8 @@ class Desk:
                 "HOME": home,
                 "ANSIBLE_HOME": home,
                 "ANSIBLE_LOCAL_TEMP": f"{home}/tmp",
+                # Otherwise in the home directory that the user database knows, which may not be there.
+                "ANSIBLE_REMOTE_TMP": f"{home}/tmp",
                 "ANSIBLE_ROLES_PATH": str(COLLECTION / "roles"),
                 "ANSIBLE_NOCOLOR": "1",
                 "LC_ALL": "C.UTF-8",

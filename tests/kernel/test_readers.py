@@ -20,6 +20,12 @@ TARGETS: dict[ReaderKind, tuple[str, ...]] = {
 PING = bytes.fromhex("0800f7fe00000001")
 
 
+def counted(lab: Lab) -> int:
+    """Return how many packets came by the rule."""
+    listing = lab.bastion.run("iptables-legacy", "-nvxL", "INPUT").stdout
+    return int(listing.splitlines()[2].split()[0])
+
+
 @only_for("iptables")
 @pytest.mark.parametrize("kind", ["nfqueue", "nflog"])
 def test_a_reading_says_whether_it_found_all_there_was(lab: Lab, kind: ReaderKind) -> None:
@@ -32,6 +38,7 @@ def test_a_reading_says_whether_it_found_all_there_was(lab: Lab, kind: ReaderKin
         with lab.client.here(), socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as pinging:
             for _ in range(PACKETS_AT_ONCE + 40):
                 pinging.sendto(PING, (BASTION4, 0))
+        wait_until(lambda: counted(lab) == PACKETS_AT_ONCE + 40, "all to be there")
         assert reader.read() == []
         assert not reader.is_drained
 

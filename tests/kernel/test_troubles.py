@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from nfknock.daemon.intake import AWAY
+from nfknock.netlink import NETFILTER
 from tests.kernel.disk import fill, small_disk
 from tests.lab import BASTION4, CLIENT4, NFKNOCK, STRANGER4, Daemon, Lab, wait_until
 from tests.setting import only_for, with_every_reader
@@ -26,7 +27,6 @@ LACKING = [sys.executable, "-m", "tests.kernel.seccomp"]
 STOPPED_FOR = 60 if "NFKNOCK_TEST_ALL" in os.environ else 4
 
 # Of NFQUEUE's packets 8,192 fit; of NFLOG's as many as its buffer of 8 MiB takes, which are gathered.
-BOUND = {"nfqueue": "netlink_queue", "nflog": "netlink_log"}
 MORE_THAN_FITS = {"nfqueue": 20_000, "nflog": 150_000}
 
 
@@ -130,6 +130,12 @@ def test_a_daemon_that_is_stopped_for_a_while(lab: Lab) -> None:
     assert counters["late"] >= len(KNOCKS)
 
 
+def has_reader(process: int) -> bool:
+    """Whether a process has opened a socket of nfnetlink, by which packets come to it; for an ordinary user to see."""
+    rows = [line.split() for line in Path(f"/proc/{process}/net/netlink").read_text().splitlines()[1:]]
+    return any((row[1], row[2]) == (str(NETFILTER), str(process)) for row in rows)
+
+
 @only_for("iptables")
 @with_every_reader
 @pytest.mark.parametrize("is_early", [True, False])
@@ -139,8 +145,7 @@ def test_what_is_knocked_while_the_start_waits_for_a_lock(lab: Lab, *, is_early:
     with Path(lab.environment["XTABLES_LOCKFILE"]).open("r") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         daemon = Daemon(lab.bastion)
-        bound = Path("/proc", str(daemon.process.pid), f"net/netfilter/nf{BOUND[lab.setting.reader]}")
-        wait_until(lambda: f" {daemon.process.pid} " in bound.read_text(), "the reader to be open")
+        wait_until(lambda: has_reader(daemon.process.pid), "the reader to be open")
         opened_at = time.monotonic()
         if is_early:
             lab.knock(BASTION4, "-I", STRANGER4, *KNOCKS)
