@@ -197,9 +197,11 @@ class NftablesBackend:
 
     def clear_out(self, doors: Mapping[str, frozenset[Opening]]) -> list[Strange]:
         strange: dict[str, list[Hole]] = {}
-        others = [name for name in elements.names() if elements.take_out_others(name)]
+        others: list[Name] = []
         for name in elements.names():
-            for part in elements.read(name, self._clock()):
+            taken_out, parts = elements.take_out_others(name, self._clock())
+            others += [name] if taken_out else []
+            for part in parts:
                 if part.door not in doors:
                     strange.setdefault("there is no such door any more", []).append(part)
                 elif not doors[part.door].issuperset(part.opens):

@@ -30,6 +30,7 @@ _INET = 1
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _KEY, _FLAGS, _TIMEOUT, _LEFT, _USERDATA, _EXPRESSION, _KEY_END, _EXPRESSIONS = 1, 3, 4, 5, 6, 7, 10, 12
 _NAMED_BY = (_KEY, _KEY_END, _FLAGS)
+_ATTRIBUTE = struct.Struct("=HH")
 _COMMENT_TYPE = 0
 # A protocol and a port, each in a register of its own.
 _PORT_SIZE = 8
@@ -98,14 +99,24 @@ def read(name: Name, now: float = math.inf) -> Iterator[Hole]:
             yield hole
 
 
-def take_out_others(name: Name) -> int:
-    """Take out what is no hole of ours, or ends at another time than it says; return how many. Raises BackendError."""
-    others = [_named(raw) for raw in _read_all(name) if _is_other(name, raw)]
+def take_out_others(name: Name, now: float = math.inf) -> tuple[int, list[Hole]]:
+    """Take out what is no hole of ours, or ends at another time than it says.
+
+    Returns how many, and the parts of holes that stay, as `read` does. Raises BackendError.
+    """
+    parts: list[Hole] = []
+    others: list[bytes] = []
+    for raw in _read_all(name):
+        part = _part(name, raw, now)
+        if part is None or (part.closes_at is None) != (_TIMEOUT not in dict(attributes(raw))):
+            others.append(_named(raw))
+        else:
+            parts.append(part)
     for other in others:
         # Its time may have been over just now.
         with contextlib.suppress(FileNotFoundError):
             _write([(_DELETE_ELEMENT, name, other)])
-    return len(others)
+    return len(others), parts
 
 
 def _named(raw: bytes) -> bytes:
@@ -117,20 +128,21 @@ def _named(raw: bytes) -> bytes:
     )
 
 
-def _is_other(name: Name, raw: bytes) -> bool:
-    hole = _part(name, raw, math.inf)
-    return hole is None or (hole.closes_at is None) != (_TIMEOUT not in dict(attributes(raw)))
-
-
 def _read_all(name: Name) -> list[bytes]:
     # While the kernel gives its table another size, as after many changes, some elements are passed over or told twice,
     # and nothing says so (seen on Linux 6.18). Twice the same ones is all of them.
-    found = {_named(raw): raw for raw in _dump(name)}
+    found = {_key_of(raw): raw for raw in _dump(name)}
     for _attempt in range(_ATTEMPTS):
-        before, found = found, {_named(raw): raw for raw in _dump(name)}
+        before, found = found, {_key_of(raw): raw for raw in _dump(name)}
         if found.keys() == before.keys():
             break
     return list(found.values())
+
+
+def _key_of(raw: bytes) -> bytes:
+    """Return an element's key, which stands first; what has none is told from others by what names it."""
+    size, kind = _ATTRIBUTE.unpack_from(raw)
+    return raw[:size] if kind & ~netlink.NESTED == _KEY else _named(raw)
 
 
 def _dump(name: Name) -> list[bytes]:
@@ -262,7 +274,7 @@ def _part(name: Name, raw: bytes, now: float) -> Hole | None:
     if len(userdata) < 2 or userdata[0] != _COMMENT_TYPE:
         return None
     label = read_label(userdata[2 : 1 + userdata[1]].decode(errors="replace"))
-    key = dict(attributes(content.get(_KEY, b""))).get(1, b"")
+    key = _value(content.get(_KEY, b""))
     size = 4 if name.version == 4 else 16
     addresses = 2 * size if name.is_behind else size
     # All the rest, or in a set of another type.
@@ -283,6 +295,11 @@ def _part(name: Name, raw: bytes, now: float) -> Hole | None:
         packets=packets,
         bytes=octets,
     )
+
+
+def _value(key: bytes) -> bytes:
+    """Return what is in a key, which is one attribute."""
+    return next((content for kind, content in attributes(key) if kind == 1), b"")
 
 
 def _counters(content: dict[int, bytes]) -> tuple[int, int]:
