@@ -45,7 +45,7 @@ def collect(settings: Settings, now: float) -> dict[str, Any]:
     state = backend.state(plan)
     holes = sorted(
         (hole for hole in backend.holes() if not hole.is_expired(now)),
-        key=lambda hole: (hole.door, hole.source.version, hole.source),
+        key=lambda hole: (hole.door, hole.source.version, hole.source.packed),
     )
     sessions = _sessions(holes)
     return {
