@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+import struct
 import warnings
 from typing import Any
 
+from nfknock import netlink
 from nfknock.core.packet import Packet, parse
 from nfknock.core.plan import REJECT_MARK, Answer
 from nfknock.errors import MissingDependencyError, ReaderError
@@ -20,6 +22,11 @@ from nfknock.readers import PACKETS_AT_ONCE, QUEUE_LENGTH, ReaderCounters, owner
 # Headers are all that is wanted; the longest chain of extension headers that is parsed fits in here with room.
 _BYTES_COPIED = 512
 _SOCKET_BUFFER = 8 << 20
+# linux/netlink.h, linux/netfilter.h
+_HEADER = struct.Struct("=IHHII")
+_REQUEST, _DROP = 1, 0
+# linux/netfilter/nfnetlink_queue.h; one verdict for many packets is as old as Linux 3.1.
+_VERDICT_OF_ALL, _VERDICT = 3 << 8 | 3, 2
 
 
 class NfqueueReader:
@@ -34,6 +41,8 @@ class NfqueueReader:
         self._queue: Any = None
         self._socket: _BoundedSocket | None = None
         self._packets: list[Packet] = []
+        self._undecided: int | None = None
+        """The id of the last packet that waits for the verdict of all before it."""
 
     def open(self) -> None:
         try:
@@ -70,7 +79,13 @@ class NfqueueReader:
         assert self._socket is not None  # opened
         self._socket.left, self._socket.is_drained = most, False
         try:
-            self._queue.run_socket(self._socket)
+            try:
+                self._queue.run_socket(self._socket)
+            finally:
+                # Even if the above raised: a packet without a verdict stays in the queue for ever.
+                if self._undecided is not None:
+                    self._socket.drop(self._number, self._undecided)
+                    self._undecided = None
         except OSError as exc:
             raise ReaderError(f"reading NFQUEUE {self._number}: {(exc.strerror or str(exc)).lower()}") from exc
         packets, self._packets = self._packets, []
@@ -98,13 +113,12 @@ class NfqueueReader:
             else:
                 self._packets.append(parsed)
         finally:
-            # Even if the above raised: a packet without a verdict stays in the queue for ever.
             # A marked packet has been here already: the rule that rejects it is gone, and it would go round for ever.
             if self.answer == "reject" and packet.get_mark() != REJECT_MARK:
                 packet.set_mark(REJECT_MARK)
                 packet.repeat()
             else:
-                packet.drop()
+                self._undecided = packet.id
 
 
 class _BoundedSocket:
@@ -137,6 +151,12 @@ class _BoundedSocket:
             if exc.errno == errno.ENOBUFS:
                 self._counters.lost += 1
             raise
+
+    def drop(self, queue: int, last: int) -> None:
+        """Drop every packet of a queue that still waits, up to the one of that id: one message for all of them."""
+        body = struct.pack("!BBH", socket.AF_UNSPEC, 0, queue)
+        body += netlink.attribute(_VERDICT, struct.pack("!II", _DROP, last))
+        self._socket.send(_HEADER.pack(_HEADER.size + len(body), _VERDICT_OF_ALL, _REQUEST, 0, 0) + body)
 
     def close(self) -> None:
         self._socket.close()
