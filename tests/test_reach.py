@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import socket
-import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytest.importorskip("ansible")
+from tests.role import ROLE, something_like_ssh
 
-_FILE = Path(__file__).parent.parent / "ansible/roles/nfknock/library/nfknock_reach.py"
+_FILE = ROLE / "library/nfknock_reach.py"
 _SPEC = importlib.util.spec_from_file_location("nfknock_reach", _FILE)
 assert _SPEC is not None
 assert _SPEC.loader is not None
@@ -31,20 +29,8 @@ UDP_KNOCK = [(7101, False)]
 @pytest.fixture
 def port() -> Iterator[int]:
     """Something that answers as SSH does."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            while True:
-                try:
-                    connection, _ = server.accept()
-                except OSError:
-                    return
-                with connection:
-                    connection.sendall(b"SSH-2.0-test\r\n")
-
-        threading.Thread(target=serve, daemon=True).start()
-        yield server.getsockname()[1]
-        server.shutdown(socket.SHUT_RDWR)
+    with something_like_ssh() as number:
+        yield number
 
 
 def wanted(port: int, timeout: float = 10) -> dict[str, Any]:

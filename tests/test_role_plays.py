@@ -6,21 +6,17 @@ import importlib.util
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
 from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.role import COLLECTION, ROLE, DataLoader, Templar, trust_as_template
+from tests.role import COLLECTION, ROLE, DataLoader, Templar, something_like_ssh, trust_as_template
 
 BIN = Path(sys.executable).parent
 
@@ -67,25 +63,6 @@ class Desk:
 @pytest.fixture
 def desk(tmp_path: Path) -> Desk:
     return Desk(tmp_path)
-
-
-@contextmanager
-def something_like_ssh() -> Iterator[int]:
-    """Listen, and say what SSH says."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            while True:
-                try:
-                    connection, _ = server.accept()
-                except OSError:
-                    return
-                with connection:
-                    connection.sendall(b"SSH-2.0-test\r\n")
-
-        Thread(target=serve, daemon=True).start()
-        yield server.getsockname()[1]
-        server.shutdown(socket.SHUT_RDWR)
 
 
 def evaluate(template: str, **variables: Any) -> Any:

@@ -55,6 +55,18 @@ def wait_until_it_runs(machine: Machine, *, after: str = "0") -> None:
         raise AssertionError(f"{exc}\n{machine.journal('nfknock')}") from exc
 
 
+def reboot_unanswered(machine: Machine) -> Lab:
+    """Reboot, and show that nobody who tries SSH all the while is answered, when sshd runs again either."""
+    machine.shut_down()
+    lab = machine.wire()
+    with never_answered(lab) as tries:
+        machine.switch_on()
+        machine.wait_until_booted()
+        wait_until(lambda: machine.show("ssh", "ActiveState") == "active", "sshd")
+        wait_until(lambda: tries.count > 0 and tries.is_silent, "a try that nobody answers")
+    return lab
+
+
 def test_the_installation_starts_nothing_and_prepares_everything(bastion: Machine) -> None:
     bastion.boot()
     units = ("nfknock.service", "nfknock-apply.service")
@@ -86,13 +98,7 @@ def test_the_first_start_and_a_reboot(bastion: Machine) -> None:
     assert bastion.ssh("id", "-un") == "root\n"
     assert not lab.reaches(BASTION4, 22, source=STRANGER4, within=0.4)
 
-    bastion.shut_down()
-    lab = bastion.wire()
-    with never_answered(lab) as tries:
-        bastion.switch_on()
-        bastion.wait_until_booted()
-        wait_until(lambda: bastion.show("ssh", "ActiveState") == "active", "sshd")
-        wait_until(lambda: tries.count > 0 and tries.is_silent, "a try that nobody answers")
+    lab = reboot_unanswered(bastion)
     firewall = int(bastion.show("nfknock-apply", "ActiveEnterTimestampMonotonic"))
     assert firewall < int(bastion.show("ssh", "InactiveExitTimestampMonotonic"))
     wait_until_it_runs(bastion)

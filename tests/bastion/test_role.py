@@ -17,7 +17,7 @@ import pytest
 from tests.bastion.conftest import Once, build, find_tree
 from tests.bastion.controller import Controller
 from tests.bastion.machine import BASTION4, Machine, alone, machine
-from tests.bastion.test_bastion import never_answered
+from tests.bastion.test_bastion import reboot_unanswered
 from tests.bastion.test_package import session
 from tests.bastion.wheels import make_wheels
 from tests.lab import CLIENT4, STRANGER4, Host, wait_until
@@ -66,13 +66,7 @@ def test_a_first_bastion_from_a_bare_debian(bare: Machine, controller: Controlle
         assert (again.ok, again.changed) == (True, 0), again.output
         assert ask("echo still here") == "still here\n"
 
-    bare.shut_down()
-    lab = bare.wire()
-    with never_answered(lab) as tries:
-        bare.switch_on()
-        bare.wait_until_booted()
-        wait_until(lambda: bare.show("ssh", "ActiveState") == "active", "sshd")
-        wait_until(lambda: tries.count > 0 and tries.is_silent, "a try that nobody answers")
+    lab = reboot_unanswered(bare)
     wait_until(lambda: bare.show("nfknock", "ActiveState") == "active", "the daemon", within=60)
     lab.knock(BASTION4, *KNOCKS)
     assert bare.ssh("id", "-un") == "root\n"

@@ -19,8 +19,9 @@ from typing import Any
 
 from nfknock import netlink
 from nfknock.backends.ipset.entry import ADT, NESTED, Entry, read_entries, read_members, write_entry
+from nfknock.backends.ipset.explained import NoTypeError, explained, reading
 from nfknock.core.model import Family, IPAddress
-from nfknock.errors import BackendError, MissingDependencyError
+from nfknock.errors import MissingDependencyError
 
 # linux/netfilter/ipset/ip_set.h; what stands in a set's head has other numbers than what stands in an entry.
 _SUBSYSTEM, _LIST, _ADD, _DELETE = 6, 7, 9, 10
@@ -29,9 +30,9 @@ _PROTOCOL, _SETNAME, _TYPENAME, _FLAGS, _DATA, _LINE = 1, 2, 3, 6, 7, 9
 _SIZE, _REFERENCES = 19, 25
 _HEADS_ONLY = struct.pack("!I", 1 << 2)
 _PROTOCOL_VERSION = b"\x06"
-_NO_TYPE, _REFERENCED, _EXISTS = 4098, 4100, 4103
-# The same number for a set that is full, and for a list that is to have a set that is not there.
-_FULL = _NO_MEMBER = 4352
+_REFERENCED, _EXISTS = 4100, 4103
+# For a list that is to have a set that is not there; of a set the same number says that it is full.
+_NO_MEMBER = 4352
 
 # The length of an attribute has 16 bits, and so has that of the list of entries.
 _AT_ONCE = 200
@@ -138,7 +139,7 @@ class Sets:
         except OSError as exc:
             if exc.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.ENOENT):
                 return {}
-            raise _reading("the sets", exc) from exc
+            raise reading("the sets", exc) from exc
         return found
 
     def members(self, name: str) -> list[str]:
@@ -171,7 +172,7 @@ class Sets:
             self._rehearsed.append(f"+ create {name} {_LIST_TYPE}")
             # Of a name that nobody looks for: no other process is to meet it.
             self.stand_ins[name] = name = f"nfk-{os.getpid()}-{name[7:]}"
-        with _explained(f"making the set {name}"):
+        with explained(f"making the set {name}"):
             # Of no family: rules of IPv6 look at nothing that is called IPv4, as the library would have it.
             self._open().create(name, _LIST_TYPE, family=socket.AF_UNSPEC, exclusive=False, size=_LIST_SIZE)
 
@@ -191,7 +192,7 @@ class Sets:
         if self._rehearsed is not None:
             self._rehearsed.append(f"+ add {listed} {name}")
             return True
-        with _explained(f"putting the set {name} into {listed}", gone=(_NO_MEMBER,)) as attempt:
+        with explained(f"putting the set {name} into {listed}", gone=(_NO_MEMBER,)) as attempt:
             self._open().add(listed, name, etype="set", exclusive=False)
         return attempt.is_done
 
@@ -224,11 +225,11 @@ class Sets:
             self._rehearsed.append(f"+ create {name} maxelem {self.size}")
             return
         other = f"{name[:30]}!"
-        with _explained(f"making room in the set {name}"):
+        with explained(f"making room in the set {name}"):
             self._create(other, family, kind, self.size)
         try:
             self._add(other, [entry for entry in self.entries(name) if entry])
-            with _explained(f"making room in the set {name}"):
+            with explained(f"making room in the set {name}"):
                 self._open().swap(name, other)
         finally:
             self._destroy(other)
@@ -251,22 +252,22 @@ class Sets:
             self._rehearsed.append(f"- create {name}")
             return
         if listed:
-            with _explained(f"taking the set {name} out of {listed}", gone=(errno.ENOENT, _EXISTS)):
+            with explained(f"taking the set {name} out of {listed}", gone=(errno.ENOENT, _EXISTS)):
                 self._open().delete(listed, name, etype="set")
         self._destroy(name)
 
     def supports(self, kind: str) -> bool:
         """Whether the kernel has a type of sets."""
         try:
-            with _explained(f"asking for sets of type {kind}"):
+            with explained(f"asking for sets of type {kind}"):
                 self._open().get_supported_revisions(kind)
-        except _NoTypeError:
+        except NoTypeError:
             return False
         return True
 
     def _create(self, name: str, family: Family, kind: str, size: int) -> bool:
         """Make a set; False if there is one of that name."""
-        with _explained(f"making the set {name}", gone=(errno.EEXIST,)) as attempt:
+        with explained(f"making the set {name}", gone=(errno.EEXIST,)) as attempt:
             self._open().create(
                 name,
                 kind,
@@ -280,17 +281,17 @@ class Sets:
 
     def _add_one(self, name: str, entry: Entry) -> bool:
         """Write an entry; False if there is one already."""
-        with _explained(f"adding to the set {name}", gone=(_EXISTS,)) as attempt:
+        with explained(f"adding to the set {name}", gone=(_EXISTS,)) as attempt:
             self._tell(_ADD, name, [entry], flags=_EXCLUSIVE)
             self._undo.append(lambda: self._take(name, [entry]))
         return attempt.is_done
 
     def _add(self, name: str, entries: Sequence[Entry]) -> None:
-        with _explained(f"adding to the set {name}"):
+        with explained(f"adding to the set {name}"):
             self._tell(_ADD, name, entries)
 
     def _take(self, name: str, entries: Sequence[Entry]) -> None:
-        with _explained(f"taking out of the set {name}", gone=(_EXISTS, errno.ENOENT)):
+        with explained(f"taking out of the set {name}", gone=(_EXISTS, errno.ENOENT)):
             self._tell(_DELETE, name, entries)
 
     def _put_back(self, name: str, entries: Sequence[Entry], older: Sequence[Entry]) -> None:
@@ -315,7 +316,7 @@ class Sets:
     def _destroy(self, name: str) -> None:
         self._known.pop(name, None)
         self.used.discard(name)
-        with _explained(f"destroying the set {name}", gone=(errno.ENOENT, _REFERENCED)):
+        with explained(f"destroying the set {name}", gone=(errno.ENOENT, _REFERENCED)):
             self._open().destroy(name)
 
     def _named(self, name: str) -> Iterator[bytes]:
@@ -323,7 +324,7 @@ class Sets:
             yield from self._ask(netlink.attribute(_SETNAME, name.encode() + b"\0"))
         except OSError as exc:
             if exc.errno != errno.ENOENT:
-                raise _reading(f"the set {name}", exc) from exc
+                raise reading(f"the set {name}", exc) from exc
 
     def _ask(self, attribute: bytes) -> Iterator[bytes]:
         body = bytes(4) + netlink.attribute(_PROTOCOL, _PROTOCOL_VERSION) + attribute
@@ -337,50 +338,9 @@ class Sets:
                 from pyroute2 import IPSet
             except ImportError:
                 raise MissingDependencyError("pyroute2") from None
-            with _explained("reaching the kernel's sets"):
+            with explained("reaching the kernel's sets"):
                 self._socket = self._closing.enter_context(IPSet())
         return self._socket
-
-
-class _NoTypeError(BackendError):
-    """The kernel has no sets of that type."""
-
-
-class _explained:  # noqa: N801  (it stands where a function would)
-    """Turns the library's errors into ours, with what was tried in front, but for those that mean it is `gone`."""
-
-    def __init__(self, what: str, gone: tuple[int, ...] = ()) -> None:
-        self.is_done = True
-        self._what = what
-        self._gone = gone
-
-    def __enter__(self) -> _explained:
-        return self
-
-    def __exit__(self, _kind: object, exc: BaseException | None, _trace: object) -> bool:
-        if exc is None or isinstance(exc, BackendError):
-            return False
-        code = getattr(exc, "code", None) or getattr(exc, "errno", None)
-        if code in self._gone:
-            self.is_done = False
-            return True
-        match code:
-            case 4352:  # _FULL
-                mend = "it is full; raise `set_size` under [firewall] and run `nfknock apply`"
-                raise BackendError(f"{self._what}: {mend}") from exc
-            case 4098:  # _NO_TYPE
-                raise _NoTypeError(
-                    f"{self._what}: this kernel has no such sets; it needs the modules of ipset"
-                ) from exc
-            case errno.EPERM:
-                raise BackendError(f"{self._what}: permission denied; run this as root") from exc
-            case errno.EINVAL | errno.EOPNOTSUPP:
-                raise BackendError(f"{self._what}: this kernel has no ipset (CONFIG_IP_SET)") from exc
-            case None:
-                return False
-            case _:
-                reason = exc.args[-1] if exc.args else code
-                raise BackendError(f"{self._what}: {str(reason).lower()} ({code})") from exc
 
 
 @cache
@@ -400,9 +360,3 @@ def _message_class() -> Any:
 def _line(name: str, entry: Entry) -> str:
     """Return an entry in `ipset save` notation."""
     return f'add {name} {entry} timeout {entry.timeout} comment "{entry.comment}"'
-
-
-def _reading(what: str, exc: OSError) -> BackendError:
-    if isinstance(exc, PermissionError):
-        return BackendError(f"reading {what}: permission denied; run this as root")
-    return BackendError(f"reading {what}: {(exc.strerror or str(exc)).lower()}")

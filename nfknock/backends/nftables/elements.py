@@ -30,7 +30,6 @@ _INET = 1
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _KEY, _FLAGS, _TIMEOUT, _LEFT, _USERDATA, _EXPRESSION, _KEY_END, _EXPRESSIONS = 1, 3, 4, 5, 6, 7, 10, 12
 _NAMED_BY = (_KEY, _KEY_END, _FLAGS)
-_ATTRIBUTE = struct.Struct("=HH")
 _COMMENT_TYPE = 0
 # A protocol and a port, each in a register of its own.
 _PORT_SIZE = 8
@@ -141,8 +140,8 @@ def _read_all(name: Name) -> list[bytes]:
 
 def _key_of(raw: bytes) -> bytes:
     """Return an element's key, which stands first; what has none is told from others by what names it."""
-    size, kind = _ATTRIBUTE.unpack_from(raw)
-    return raw[:size] if kind & ~netlink.NESTED == _KEY else _named(raw)
+    kind, content = next(attributes(raw), (0, b""))
+    return content if kind == _KEY else _named(raw)
 
 
 def _dump(name: Name) -> list[bytes]:

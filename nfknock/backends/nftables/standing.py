@@ -122,13 +122,17 @@ def rehearse(*commands: str) -> None:
     library.run("\n".join((f"add table {PROBE}", *commands, f"delete table {PROBE}")))
 
 
-@cache
 def _kernel_finds_services() -> bool:
     try:
-        rehearse(f"add chain {PROBE} c", f"add rule {PROBE} c socket wildcard 0 return")
+        _look_for_service()
     except BackendError:
         return False
     return True
+
+
+@cache  # what was raised is not kept: it may have been for another reason than the kernel's
+def _look_for_service() -> None:
+    rehearse(f"add chain {PROBE} c", f"add rule {PROBE} c socket wildcard 0 return")
 
 
 def asked_for(found: Found, attach: str) -> list[str]:
