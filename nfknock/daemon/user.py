@@ -29,6 +29,9 @@ def step_down(name: str) -> None:
     except OSError as exc:
         raise DaemonError(f"handing {exc.filename} over to {name}: {(exc.strerror or str(exc)).lower()}") from exc
     capabilities.become(user)
+    # Not everything is loaded by now.
+    if not os.access(Path(__file__), os.R_OK):
+        raise ConfigError(f"daemon.user: {name} cannot read nfknock itself, in {Path(__file__).parents[1]}")
 
 
 def _hand_over(directory: Path, user: pwd.struct_passwd, mode: int) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import pwd
+import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import nfknock
 from tests.kernel.test_reader_apart import fields, readers
 from tests.lab import BASTION4, CLIENT4, Lab
 from tests.setting import Setting
@@ -115,3 +118,26 @@ def test_another_user_needs_a_restart(lab: Lab) -> None:
     daemon.signal(signal.SIGHUP)
     daemon.wait_for("another user needs a restart")
     assert daemon.process.poll() is None
+
+
+def test_who_cannot_read_the_program_is_told_so(host: Lab, tmp_path: Path) -> None:
+    """As after an installation below /root."""
+    place = tmp_path / "hidden"
+    shutil.copytree(Path(nfknock.__file__).parent, place / "nfknock")
+    place.chmod(0o700)
+    done = host.bastion.run(
+        "env",
+        "--chdir=/",
+        f"PYTHONPATH={place}",
+        sys.executable,
+        "-m",
+        "nfknock",
+        "-c",
+        str(host.config),
+        "run",
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"nfknock: daemon.user: {USER} cannot read nfknock itself, in {place}/nfknock\n",
+    )
