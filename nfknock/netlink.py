@@ -120,14 +120,25 @@ def _messages(raw: bytes) -> Iterator[bytes | None]:
         at += (size + 3) & ~3
 
 
-def attributes(raw: bytes, at: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Yield each attribute's number and content."""
-    while at + _ATTRIBUTE.size <= len(raw):
-        size, kind = _ATTRIBUTE.unpack_from(raw, at)
+def attributes(raw: bytes, at: int = 0) -> list[tuple[int, bytes]]:
+    """Return each attribute's number and content. What is cut off in its head is passed over."""
+    found = []
+    unpack, last = _ATTRIBUTE.unpack_from, len(raw) - _ATTRIBUTE.size
+    while at <= last:
+        size, kind = unpack(raw, at)
         if size < _ATTRIBUTE.size:
-            return
-        yield kind & _TYPE_MASK, raw[at + _ATTRIBUTE.size : at + size]
+            break
+        found.append((kind & _TYPE_MASK, raw[at + _ATTRIBUTE.size : at + size]))
         at += (size + 3) & ~3
+    return found
+
+
+def first(raw: bytes) -> tuple[int, bytes]:
+    """Return the first attribute's number and content, without a look at the others; (0, b"") if there is none."""
+    if len(raw) < _ATTRIBUTE.size:
+        return 0, b""
+    size, kind = _ATTRIBUTE.unpack_from(raw)
+    return kind & _TYPE_MASK, raw[_ATTRIBUTE.size : size]
 
 
 def attribute(kind: int, content: bytes) -> bytes:

@@ -245,8 +245,9 @@ class Hole:
     bytes: int = 0
 
     def __post_init__(self) -> None:
-        if not all(opening.is_for(self.source) for opening in self.opens):
-            raise ValueError(f"{self.source} and what is opened for it are not of one family")
+        for opening in self.opens:
+            if not opening.is_for(self.source):
+                raise ValueError(f"{self.source} and what is opened for it are not of one family")
 
     @property
     def key(self) -> tuple[str, IPAddress]:

@@ -13,13 +13,14 @@ import math
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from ipaddress import ip_address
+from functools import cache
+from ipaddress import IPv4Address, IPv6Address
 
 from nfknock import netlink
 from nfknock.backends.labels import counted_end, label_of, read_label
 from nfknock.backends.nftables import library
 from nfknock.backends.nftables.layout import TABLE
-from nfknock.core.model import PROTOCOL_NUMBERS, Family, Hole, IPAddress, Opening, Port, Protocol
+from nfknock.core.model import PROTOCOL_NUMBERS, Hole, IPAddress, Opening, Port, Protocol
 from nfknock.errors import BackendError
 from nfknock.netlink import attribute, attributes
 
@@ -36,7 +37,7 @@ _PORT_SIZE = 8
 _ATTEMPTS = 5
 _PROTOCOLS: dict[int, Protocol] = {code: name for name, code in PROTOCOL_NUMBERS.items()}
 _TYPES: dict[str, str] = {"4": "ipv4_addr", "6": "ipv6_addr"}
-_FAMILIES: dict[str, Family] = {"4": "ipv4", "6": "ipv6"}
+_ADDRESSES: dict[int, type[IPAddress]] = {4: IPv4Address, 6: IPv6Address}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ def read(name: Name, now: float = math.inf) -> Iterator[Hole]:
     Each ends when it says, or, beyond doubt, when the kernel takes it away, by how much is left at `now`.
     """
     for raw in _read_all(name):
-        if hole := _part(name, raw, now):
+        if hole := _part(name, dict(attributes(raw)), now):
             yield hole
 
 
@@ -106,8 +107,9 @@ def take_out_others(name: Name, now: float = math.inf) -> tuple[int, list[Hole]]
     parts: list[Hole] = []
     others: list[bytes] = []
     for raw in _read_all(name):
-        part = _part(name, raw, now)
-        if part is None or (part.closes_at is None) != (_TIMEOUT not in dict(attributes(raw))):
+        content = dict(attributes(raw))
+        part = _part(name, content, now)
+        if part is None or (part.closes_at is None) != (_TIMEOUT not in content):
             others.append(_named(raw))
         else:
             parts.append(part)
@@ -140,7 +142,7 @@ def _read_all(name: Name) -> list[bytes]:
 
 def _key_of(raw: bytes) -> bytes:
     """Return an element's key, which stands first; what has none is told from others by what names it."""
-    kind, content = next(attributes(raw), (0, b""))
+    kind, content = netlink.first(raw)
     return content if kind == _KEY else _named(raw)
 
 
@@ -162,7 +164,7 @@ def find(name: Name, source: IPAddress, opening: Opening, now: float) -> Hole | 
             for kind, listed in attributes(answer, 4):
                 if kind == _LIST_ELEMENTS:
                     for _kind, raw in attributes(listed):
-                        return _part(name, raw, now)
+                        return _part(name, dict(attributes(raw)), now)
     except FileNotFoundError:
         pass
     return None
@@ -267,13 +269,12 @@ def _key(source: IPAddress, opening: Opening) -> bytes:
     return attribute(1, source.packed + target + rest)
 
 
-def _part(name: Name, raw: bytes, now: float) -> Hole | None:
-    content = dict(attributes(raw))
+def _part(name: Name, content: dict[int, bytes], now: float) -> Hole | None:
     userdata = content.get(_USERDATA, b"")
     if len(userdata) < 2 or userdata[0] != _COMMENT_TYPE:
         return None
     label = read_label(userdata[2 : 1 + userdata[1]].decode(errors="replace"))
-    key = _value(content.get(_KEY, b""))
+    _kind, key = netlink.first(content.get(_KEY, b""))
     size = 4 if name.version == 4 else 16
     addresses = 2 * size if name.is_behind else size
     # All the rest, or in a set of another type.
@@ -282,13 +283,12 @@ def _part(name: Name, raw: bytes, now: float) -> Hole | None:
     protocol = _PROTOCOLS.get(key[addresses])
     if label is None or protocol is None or label[0] != name.door:
         return None
-    to = ip_address(key[size:addresses]) if name.is_behind else None
     left = netlink.number(content[_LEFT]) / 1000 if _LEFT in content else None
     packets, octets = _counters(content)
     return Hole(
         door=name.door,
-        source=ip_address(key[:size]),
-        opens=(Opening(Port(int.from_bytes(key[addresses + 4 : addresses + 6]), protocol), to),),
+        source=_ADDRESSES[name.version](key[:size]),
+        opens=(_opening(name.version, protocol, key[addresses + 4 : addresses + 6], key[size:addresses]),),
         opened_at=label[1],
         closes_at=counted_end(label[2], left, now),
         packets=packets,
@@ -296,18 +296,15 @@ def _part(name: Name, raw: bytes, now: float) -> Hole | None:
     )
 
 
-def _value(key: bytes) -> bytes:
-    """Return what is in a key, which is one attribute."""
-    return next((content for kind, content in attributes(key) if kind == 1), b"")
+@cache
+def _opening(version: int, protocol: Protocol, port: bytes, behind: bytes) -> Opening:
+    """Return what is opened; there are few of these, and thousands of elements."""
+    return Opening(Port(netlink.number(port), protocol), _ADDRESSES[version](behind) if behind else None)
 
 
 def _counters(content: dict[int, bytes]) -> tuple[int, int]:
     """Return packets and bytes, as the set's counter has them."""
-    raw = content.get(_EXPRESSION)
-    if raw is None and _EXPRESSIONS in content:
-        raw = next((each for _kind, each in attributes(content[_EXPRESSIONS])), None)
-    if raw is None:
-        return 0, 0
+    raw = content.get(_EXPRESSION) or netlink.first(content.get(_EXPRESSIONS, b""))[1]
     counted = dict(attributes(dict(attributes(raw)).get(2, b"")))
     return netlink.number(counted.get(2, b"")), netlink.number(counted.get(1, b""))
 
