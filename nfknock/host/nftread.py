@@ -20,6 +20,7 @@ _MESSAGE_SIZE = 4
 _INET = 1
 _FAMILIES = {1: "inet", 2: "ip", 10: "ip6"}
 _DORMANT = 1
+_ACCEPT = 1
 _ATTEMPTS = 5
 # What a kernel without it answers.
 _NO_NFTABLES = (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT)
@@ -274,9 +275,9 @@ def is_entrance(rule: Rule) -> bool:
 
     Its comment may be gone, as iptables-restore rewrites the rule.
     """
-    return not is_own(rule.key) and any(
-        ADMIT_MARK in (int.from_bytes(compared, "little"), int.from_bytes(compared))
-        for each in rule.expressions
-        if each.name == "cmp"
-        for compared in [value(each.content.get(3, b""))]
-    )
+    if is_own(rule.key):
+        return False
+    compared = [value(each.content.get(3, b"")) for each in rule.expressions if each.name == "cmp"]
+    is_about_ours = any(ADMIT_MARK in (int.from_bytes(each, "little"), int.from_bytes(each)) for each in compared)
+    verdicts = [verdict(each.content.get(2, b"")) for each in rule.expressions if each.name == "immediate"]
+    return is_about_ours and (_ACCEPT, "") in verdicts
