@@ -44,7 +44,7 @@ def test_a_mask_makes_known_what_it_takes_away() -> None:
 
 
 def test_nobody_in_particular_is_in_no_list() -> None:
-    anybody = Field(bytes(4), bytes(4), is_source=True)
+    anybody = Field(bytes(4), bytes(4), is_unlisted=True)
     assert anybody.equals(b"\xc0\x00\x02\x01") is False
     assert anybody.is_between(b"\xc0\x00\x02\x00", b"\xc0\x00\x02\xff") is False
     assert anybody.is_between(bytes(4), b"\xff" * 4) is True

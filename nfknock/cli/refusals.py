@@ -134,7 +134,8 @@ def _would_be_shut_by_nftables(config: Config, probe: Probe, *, is_let_in: bool)
     family: Family = "ipv4" if probe.version == 4 else "ipv6"
     try:
         found = standing.read()
-        if family not in standing.fitting(found, config.plan, config.backend.attach).shut:
+        shut = standing.fitting(found, config.plan, config.backend.attach).shut
+        if family not in shut and probe.port not in config.plan.opens:
             return False
         return is_let_in or all(each.fate != "drops" for each in judge(found.ruleset, probe))
     except (BackendError, OSError):

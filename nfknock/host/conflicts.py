@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from nfknock.core.model import Door, IPNetwork, Port, Rule
+from nfknock.core.model import Door, IPAddress, IPNetwork, Port, Rule
 from nfknock.core.plan import Plan
 from nfknock.host import legacy
 from nfknock.host.interfaces import LOOPBACK, entrances
@@ -29,12 +29,17 @@ _NAMES: dict[Owner, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """A port that nfknock lets packets in to: from where, at which interfaces (none: at all), and by what."""
+    """A port that nfknock lets packets in to: from where, at which interfaces (none: at all), and by what.
+
+    It is the port of a host behind this one if there is one; `is_any_port`: one that no rule names.
+    """
 
     port: Port
     by: str
     source: IPNetwork | None = None
     interfaces: tuple[str, ...] = ()
+    behind: IPAddress | None = None
+    is_any_port: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +144,8 @@ def knock_conflicts(ruleset: Ruleset, plan: Plan) -> Iterator[Conflict]:
 
 
 def _versions(opened: Opened) -> tuple[int, ...]:
-    return (4, 6) if opened.source is None else (opened.source.version,)
+    known = opened.source or opened.behind
+    return (4, 6) if known is None else (known.version,)
 
 
 def _fates(ruleset: Ruleset, opened: Opened, version: int) -> dict[Chain, Fate]:
@@ -155,7 +161,15 @@ def _fates(ruleset: Ruleset, opened: Opened, version: int) -> dict[Chain, Fate]:
 def _probes(opened: Opened, version: int) -> list[Probe]:
     """Return a packet for every entrance."""
     return [
-        Probe(port=opened.port, version=version, interface=name, interface_number=number, source=opened.source)
+        Probe(
+            port=opened.port,
+            version=version,
+            interface=name,
+            interface_number=number,
+            source=opened.source,
+            is_any_port=opened.is_any_port,
+            behind=opened.behind,
+        )
         for name, number in entrances(opened.interfaces)
     ]
 

@@ -80,7 +80,7 @@ def _udp(match: Match, probe: Probe) -> Answer:
 def _ports(ports: list[int], inverted: int, probe: Probe) -> Answer:
     """Compare the sender's range and the one here."""
     sender_low, sender_high, low, high = ports
-    own = (low <= probe.port.number <= high) ^ bool(inverted & 2)
+    own = probe.goes_to(low, high) ^ bool(inverted & 2)
     is_any_sender = (sender_low, sender_high) == (0, 65535) and not inverted & 1
     return every(own, True if is_any_sender else None)
 
@@ -93,7 +93,7 @@ def _multiport(match: Match, probe: Probe) -> Answer:
     found, at = False, 0
     while at < count:
         is_range = bool(ranges[at]) and at + 1 < count
-        found |= ports[at] <= probe.port.number <= ports[at + is_range]
+        found |= probe.goes_to(ports[at], ports[at + is_range])
         at += 1 + is_range
     return found ^ bool(inverted)
 
@@ -113,16 +113,17 @@ def _state(match: Match, _probe: Probe) -> Answer:
     return bool(struct.unpack_from("=I", match.info)[0] & STATE_NEW)
 
 
-def _addrtype(match: Match, _probe: Probe) -> Answer:
+def _addrtype(match: Match, probe: Probe) -> Answer:
     if match.revision == 1:
         source, here, flags = struct.unpack_from("=2HI", match.info)
         is_source_inverted, is_here_inverted = bool(flags & 1), bool(flags & 2)
     else:
         source, here, *inverted = struct.unpack_from("=2H2I", match.info)
         is_source_inverted, is_here_inverted = map(bool, inverted)
+    target = _LOCAL if probe.behind is None else _UNICAST
     return every(
         bool(source & _UNICAST) ^ is_source_inverted if source else True,
-        bool(here & _LOCAL) ^ is_here_inverted if here else True,
+        bool(here & target) ^ is_here_inverted if here else True,
     )
 
 

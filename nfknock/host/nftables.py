@@ -38,12 +38,13 @@ class Judgement:
 
 
 def judge(ruleset: Ruleset, probe: Probe, *, last_priority: int | None = None) -> Iterator[Judgement]:
-    """Yield every base chain of hook input that drops this packet, or may; up to a priority, if one is given.
+    """Yield every base chain on the packet's way that drops it, or may; up to a priority, if one is given.
 
     Raises OSError.
     """
+    hook = "input" if probe.behind is None else "forward"
     for chain in ruleset.chains.values():
-        if chain.hook != "input" or chain.key[0] not in _FAMILIES[probe.version]:
+        if chain.hook != hook or chain.key[0] not in _FAMILIES[probe.version]:
             continue
         if last_priority is not None and chain.priority > last_priority:
             continue
@@ -160,7 +161,7 @@ class _Evaluation:
             case "payload" if 1 in content:
                 loaded = payload(numbers[2], numbers[3], numbers[4], probe)
             case "fib" if 1 in content:
-                loaded = fib(numbers[2], numbers.get(3, 0))
+                loaded = fib(numbers[2], numbers.get(3, 0), probe)
             case "immediate" if numbers[1]:
                 loaded = Field.of(value(content[2]))
             case "meta" | "ct" | "payload" | "immediate":

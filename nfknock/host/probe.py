@@ -21,12 +21,12 @@ Answer = bool | None
 class Field:
     """Some bytes, and which of their bits are known.
 
-    `is_source` is for what is not known of a sender who is nobody in particular: such a one is in no list.
+    `is_unlisted` is for what is not known and in no list, as a sender who is nobody in particular.
     """
 
     value: bytes
     known: bytes
-    is_source: bool = False
+    is_unlisted: bool = False
 
     @classmethod
     def of(cls, value: bytes) -> Field:
@@ -41,12 +41,12 @@ class Field:
     def part(self, start: int, size: int) -> Field:
         """Return some of the bytes; what lies beyond is not known."""
         value, known = self.value[start : start + size], self.known[start : start + size]
-        return Field(value.ljust(size, b"\0"), known.ljust(size, b"\0"), self.is_source)
+        return Field(value.ljust(size, b"\0"), known.ljust(size, b"\0"), self.is_unlisted)
 
     def masked(self, mask: bytes, flip: bytes) -> Field:
         """Return `self & mask ^ flip`: what the mask takes away is known to be nothing."""
         value = bytes((v & m) ^ f for v, m, f in zip(self.value, mask, flip, strict=True))
-        return Field(value, bytes(k | (m ^ 0xFF) for k, m in zip(self.known, mask, strict=True)), self.is_source)
+        return Field(value, bytes(k | (m ^ 0xFF) for k, m in zip(self.known, mask, strict=True)), self.is_unlisted)
 
     def bounds(self) -> tuple[bytes, bytes]:
         """Return the least and the greatest that it can be."""
@@ -72,15 +72,16 @@ class Field:
         return all(k == 0xFF for k in self.known)
 
     def _otherwise(self) -> Answer:
-        return False if self.is_source else None
+        return False if self.is_unlisted else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """The first packet of a connection to a port of this host, coming in at an interface other than loopback.
+    """The first packet of a connection to a port, coming in at an interface other than loopback.
 
     Of the source a network is known, or an address, or nothing. With `is_anybody` the rest of it is nobody in
-    particular: in no network that a rule names, and here for the first time.
+    particular: in no network that a rule names, and here for the first time. With `is_any_port` it goes to a port that
+    no rule names, and of `port` the protocol counts. `behind` is the host behind this one that it goes to; None: this.
     """
 
     port: Port
@@ -89,6 +90,8 @@ class Probe:
     interface_number: int = 0
     source: IPNetwork | None = None
     is_anybody: bool = False
+    is_any_port: bool = False
+    behind: IPAddress | None = None
 
     @property
     def protocol(self) -> int:
@@ -102,6 +105,19 @@ class Probe:
         if self.source is None:
             return Field(bytes(size), bytes(size), self.is_anybody)
         return Field(self.source.network_address.packed, self.source.netmask.packed, self.is_anybody)
+
+    @property
+    def port_field(self) -> Field:
+        """The port that it goes to."""
+        return (
+            Field(bytes(2), bytes(2), is_unlisted=True) if self.is_any_port else Field.of(self.port.number.to_bytes(2))
+        )
+
+    def goes_to(self, low: int, high: int) -> bool:
+        """Whether it goes to one of these ports, both ends included; to any port at all if that is what they are."""
+        if self.is_any_port:
+            return (low, high) == (0, 65535)
+        return low <= self.port.number <= high
 
     @property
     def flags(self) -> int:

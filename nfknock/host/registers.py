@@ -12,11 +12,12 @@ _IIF, _IIFNAME, _PROTOCOL, _NFPROTO, _L4PROTO, _PKTTYPE = 4, 6, 1, 15, 16, 19
 _CT_STATE, _CT_DIRECTION, _CT_STATUS = 0, 1, 2
 _NETWORK, _TRANSPORT = 1, 2
 _FIB_TYPE, _FIB_SOURCE, _FIB_TARGET = 3, 1, 2
-# linux/rtnetlink.h: what a route to a stranger is, and to this host.
+# linux/rtnetlink.h: what a route to another host is, and to this one.
 _UNICAST, _LOCAL = 1, 2
 # Neither expected, answered, confirmed nor translated; the bits above say other things.
 _STATUS_KNOWN = 0x7F
 _SIZE = 64
+# Where the source is and the target after it, how long they are, and all of it.
 _ADDRESSES = {4: (12, 4, 20), 6: (8, 16, 40)}
 _PROTOCOL_AT = {4: 9, 6: 6}
 
@@ -27,12 +28,12 @@ class Registers:
     def __init__(self) -> None:
         self._value = bytearray(_SIZE)
         self._known = bytearray(_SIZE)
-        self._source = bytearray(_SIZE)
+        self._unlisted = bytearray(_SIZE)
 
     def forget(self) -> None:
         """Let what somebody else writes into any of them be unknown."""
         self._known = bytearray(_SIZE)
-        self._source = bytearray(_SIZE)
+        self._unlisted = bytearray(_SIZE)
 
     def store(self, register: int, content: Field) -> None:
         """Put something into a register; the rest of its last word is zero."""
@@ -41,13 +42,13 @@ class Registers:
         padding = -size % 4
         self._value[at : at + size + padding] = content.value + bytes(padding)
         self._known[at : at + size + padding] = content.known + b"\xff" * padding
-        self._source[at : at + size + padding] = bytes([content.is_source] * size) + bytes(padding)
+        self._unlisted[at : at + size + padding] = bytes([content.is_unlisted] * size) + bytes(padding)
 
     def load(self, register: int, size: int) -> Field:
         """Return what begins in a register."""
         part = slice(_place(register), _place(register) + size)
-        is_source = any(s and k != 0xFF for s, k in zip(self._source[part], self._known[part], strict=True))
-        return Field(bytes(self._value[part]), bytes(self._known[part]), is_source)
+        is_unlisted = any(s and k != 0xFF for s, k in zip(self._unlisted[part], self._known[part], strict=True))
+        return Field(bytes(self._value[part]), bytes(self._known[part]), is_unlisted)
 
 
 def _place(register: int) -> int:
@@ -81,32 +82,36 @@ def conntrack(key: int) -> Field:
 def payload(base: int, offset: int, size: int, probe: Probe) -> Field:
     """Return a part of the packet's network or transport header."""
     if base == _TRANSPORT:
-        return _transport(probe).part(offset, size)
+        return _transport(probe, is_to_port=offset < 4 and offset + size > 2).part(offset, size)
     if base != _NETWORK:
         return Field.unknown(size)
     at, length, whole = _ADDRESSES[probe.version]
     source = probe.source_field
     value, known = bytearray(whole), bytearray(whole)
     value[at : at + length], known[at : at + length] = source.value, source.known
+    if probe.behind is not None:
+        value[at + length : at + 2 * length] = probe.behind.packed
+        known[at + length : at + 2 * length] = b"\xff" * length
     protocol_at = _PROTOCOL_AT[probe.version]
     value[protocol_at], known[protocol_at] = probe.protocol, 0xFF
-    is_source = source.is_source and offset < at + length and at < offset + size
-    return Field(bytes(value), bytes(known), is_source).part(offset, size)
+    is_unlisted = source.is_unlisted and offset < at + length and at < offset + size
+    return Field(bytes(value), bytes(known), is_unlisted).part(offset, size)
 
 
-def _transport(probe: Probe) -> Field:
-    value = bytes(2) + struct.pack(">H", probe.port.number)
-    known = b"\0\0\xff\xff"
+def _transport(probe: Probe, *, is_to_port: bool) -> Field:
+    port = probe.port_field
+    value, known = bytes(2) + port.value, bytes(2) + port.known
     if probe.port.protocol == "tcp":
         # The flags are byte 13; the low bits of the one before are reserved, and sent as zero.
         value, known = value + bytes(9) + bytes([probe.flags]), known + bytes(9) + b"\xff"
-    return Field(value, known)
+    return Field(value, known, port.is_unlisted and is_to_port)
 
 
-def fib(result: int, flags: int) -> Field:
+def fib(result: int, flags: int, probe: Probe) -> Field:
     """Return what `fib` finds: the type of an address is known, the way to it is not."""
     if result == _FIB_TYPE and flags & (_FIB_SOURCE | _FIB_TARGET):
-        return Field.of(struct.pack("=I", _LOCAL if flags & _FIB_TARGET else _UNICAST))
+        is_here = flags & _FIB_TARGET and probe.behind is None
+        return Field.of(struct.pack("=I", _LOCAL if is_here else _UNICAST))
     return Field.unknown(16)
 
 
@@ -117,4 +122,4 @@ def swapped(content: Field, size: int) -> Field:
     starts = range(0, len(content.value), size)
     value = b"".join(content.value[at : at + size][::-1] for at in starts)
     known = b"".join(content.known[at : at + size][::-1] for at in starts)
-    return Field(value, known, content.is_source)
+    return Field(value, known, content.is_unlisted)

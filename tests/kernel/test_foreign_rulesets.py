@@ -265,4 +265,4 @@ def test_knocks_that_a_ruleset_drops_first(bare: Lab) -> None:
 def test_what_comes_after_us_may_drop_knocks(bare: Lab) -> None:
     bare.configure(SSH)
     bare.bastion.run("nft", "-f", "-", stdin=at_priority(10))
-    assert bare.nfknock("apply").stderr == ""
+    assert "knocks" not in bare.nfknock("apply").stderr

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
 import time
 from pathlib import Path
 
@@ -39,6 +41,7 @@ HOSTS = {
     "ufw": DROPPING["ufw"][0],
     "firewalld": DROPPING["firewalld"][0],
 }
+MDNS = bytes((224, 0, 0, 251))
 BOTH = ((BASTION4, CLIENT4), (BASTION6, CLIENT6))
 
 
@@ -119,6 +122,66 @@ def test_what_the_host_lets_in_stays_open_where_it_has_the_last_word(lab: Lab, k
     assert not is_let_in(lab, BASTION4, 8080)
 
 
+def test_where_the_host_has_the_last_word_it_also_lets_in_what_goes_to_many(lab: Lab) -> None:
+    """Neighbour discovery, without which there is no IPv6, and what a host says to itself."""
+    load(lab, inet(f"{NEEDED}; iif lo accept; tcp dport 80 accept; udp dport 5353 accept", "drop"))
+    lab.serve(80)
+    ready(lab)
+    lab.client.run("ip", "-6", "neigh", "flush", "all")
+    assert lab.reaches(BASTION6, 80)
+    for address in ("127.0.0.1", "::1"):
+        lab.bastion.run("timeout", "5", "bash", "-c", f"exec 3<> /dev/tcp/{address}/22")
+    with (
+        lab.bastion.socket(socket.AF_INET, socket.SOCK_DGRAM) as hearing,
+        lab.client.socket(socket.AF_INET, socket.SOCK_DGRAM) as speaking,
+    ):
+        hearing.bind(("", 5353))
+        hearing.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, MDNS + socket.inet_aton(BASTION4))
+        speaking.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(CLIENT4))
+        speaking.sendto(b"hello", (socket.inet_ntoa(MDNS), 5353))
+        assert hearing.recv(5) == b"hello"
+
+
+@pytest.mark.parametrize("doors", [DOOR, f'{DOOR}[doors.web]\nsequence = ["7777", "8888"]\nopen = ["8080/tcp"]\n'])
+def test_what_a_door_opens_is_hidden_though_the_host_lets_everybody_in(lab: Lab, doors: str) -> None:
+    load(lab, inet(f"{NEEDED}; iif lo accept; tcp dport {{ 22, 80 }} accept", "drop"))
+    lab.serve(80)
+    lab.serve(22)
+    lab.configure(f'[firewall]\nbackend = "nftables"\n{doors}')
+    warnings = lab.nfknock("apply").stderr
+    assert "22/tcp is shut to whoever has not knocked, though the host's own rules let somebody in" in warnings
+    assert "8080/tcp is shut" not in warnings
+    daemon = lab.daemon()
+    assert lab.reaches(BASTION4, 80)
+    assert not is_let_in(lab, BASTION4, 22)
+    assert not is_let_in(lab, BASTION6, 22)
+    lab.bastion.run("timeout", "5", "bash", "-c", "exec 3<> /dev/tcp/127.0.0.1/22")
+    knock(lab, daemon)
+    connection = lab.connect(BASTION4, 22)
+    lab.nfknock("close", "ssh", CLIENT4)
+    assert echo(connection) == b"hello\n"
+    assert not is_let_in(lab, BASTION4, 22)
+
+
+def test_what_the_host_lets_in_stays_open_whatever_ports_are_knocked_at(lab: Lab) -> None:
+    """A chain that drops by its last rule does so though it lets in what is a knock."""
+    load(lab, inet(f"{NEEDED}; iif lo accept; tcp dport 80 accept; udp dport 8000-9000 accept; reject"))
+    lab.serve(80)
+    ready(lab)
+    assert lab.reaches(BASTION4, 80)
+    assert not is_let_in(lab, BASTION4, 22)
+
+
+def test_a_host_that_drops_high_ports_alone_is_shut_by_nfknock(lab: Lab) -> None:
+    load(lab, inet(f"{NEEDED}; iif lo accept; tcp dport 1024-65535 drop; udp dport 1024-65535 drop"))
+    lab.serve(80)
+    daemon = ready(lab)
+    assert lab.is_shut(BASTION4, 80)
+    assert lab.is_shut(BASTION4, 22)
+    knock(lab, daemon)
+    assert lab.reaches(BASTION4, 22)
+
+
 @pytest.mark.parametrize("kind", ["policy", "ufw", "firewalld"])
 def test_scans_are_seen_where_the_host_has_the_last_word(lab: Lab, kind: str) -> None:
     """A port at which nobody listens is closed, whatever the host's chain would say; others are the host's business."""
@@ -158,7 +221,7 @@ def test_a_flush_of_everything_and_a_reload_are_repaired_with_what_is_open(lab: 
     daemon.wait_for("put back, with 2 holes")
 
 
-@pytest.mark.parametrize("how", ["the entrance", "the chain", "a rule in front", "the set"])
+@pytest.mark.parametrize("how", ["the entrance", "its verdict", "the chain", "a rule in front", "the set"])
 def test_what_others_do_to_the_entrance_is_repaired(lab: Lab, how: str) -> None:
     load(lab, DROP)
     daemon = ready(lab)
@@ -167,6 +230,12 @@ def test_what_others_do_to_the_entrance_is_repaired(lab: Lab, how: str) -> None:
     match how:
         case "the entrance":
             load(lab, f"flush chain inet filter input\n{DROP}")
+        case "its verdict":
+            listed = lab.bastion.run(
+                "nft", "--stateless", "--handle", "list", "chain", "inet", "filter", "input"
+            ).stdout
+            [(what, handle)] = re.findall(r"(meta mark \S+).* accept .*# handle (\d+)", listed)
+            load(lab, f"replace rule inet filter input handle {handle} {what} drop")
         case "the chain":
             load(lab, f"delete table inet filter\n{DROP}")
         case "a rule in front":

@@ -52,6 +52,11 @@ class NftablesBackend:
             *(forwarding.idle(opening.to for opening in plan.forwarded if opening.to)),
             *([_UNSEEN] if plan.strays and len(stand.shut) < 2 and not stand.finds_services else []),
             *(f"what is let in passes {place} by a rule that is put there first" for place in stand.entrances),
+            *(
+                f"{port} is shut to whoever has not knocked, though the host's own rules let somebody in; "
+                "who is to get in all the same stands under `allow`"
+                for port in standing.hidden(found, plan, stand)
+            ),
         )
         if plan.reader == "nfqueue":
             self._check_queue()

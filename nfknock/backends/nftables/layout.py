@@ -79,8 +79,8 @@ class Stand:
     """How we stand in the host.
 
     `entrances` are the host's base chains that have a rule of ours, as "FAMILY TABLE CHAIN". For the families in `shut`
-    we drop whatever nobody lets in; for the others the host's own chain does. There, if the kernel `finds_services`, a
-    port at which nobody listens is known to be closed.
+    we drop whatever nobody lets in; for the others the host's own chain does, and we drop what doors open. There, if
+    the kernel `finds_services`, a port at which nobody listens is known to be closed.
     """
 
     entrances: tuple[str, ...] = ()
@@ -133,7 +133,8 @@ def hole_chains(plan: Plan) -> tuple[str, ...]:
 
 def digest(plan: Plan, stand: Stand) -> str:
     """Return what tells one plan from another."""
-    return blake2s(repr((_behind(plan, stand), sorted(stand.shut))).encode(), digest_size=4).hexdigest()
+    told = (_behind(plan, stand), sorted(stand.shut), list(_hidden(plan, stand)))
+    return blake2s(repr(told).encode(), digest_size=4).hexdigest()
 
 
 def read_digest(comment: str) -> str:
@@ -177,10 +178,38 @@ def _entry(plan: Plan, stand: Stand) -> Iterator[Statement]:
     if len(stand.shut) == 1:
         [family] = stand.shut
         yield _rule(f"meta nfproto {family} drop", f"nothing else ({family})")
+    yield from _hidden(plan, stand)
+
+
+def _hidden(plan: Plan, stand: Stand) -> Iterator[Statement]:
+    """What doors open, where the host's chain has the last word, and may let in whoever has not knocked."""
+    for family in _FAMILIES:
+        if family in stand.shut:
+            continue
+        for interface in plan.interfaces or ("",):
+            where = _on(interface) or 'iifname != "lo" '
+            for match in _ports(plan.opens):
+                what = f"{where}meta nfproto {family} {match} ct state new,invalid,untracked"
+                yield _rule(f"{what} drop", f"shut without a knock ({family})")
 
 
 def _main(plan: Plan, stand: Stand) -> Iterator[Statement]:
     yield from _cuts(plan)
+    for family in _FAMILIES:
+        if family not in stand.shut:
+            yield _rule(f'meta nfproto {family} iifname "lo" return', "what goes on in the host")
+    yield from _rules(plan, stand)
+    # What is no knock is dropped there too, as at the end of everything; or it is for the host's chain to decide on.
+    knocks = [""] if len(stand.shut) == len(_FAMILIES) else [f"{match} " for match in _ports(plan.knock_ports)]
+    for chain, matches in ((HOLES, [""]), (KNOCKS, knocks)):
+        for interface in plan.interfaces or ("",):
+            for match in matches:
+                yield Statement(f"{_on(interface)}{match}jump {chain}", JUMPS[chain])
+    if plan.strays:
+        yield from _strays(plan.strays, plan.interfaces, stand)
+
+
+def _rules(plan: Plan, stand: Stand) -> Iterator[Statement]:
     for rule in plan.baseline:
         for family in _FAMILIES:
             # Where the host's chain has the last word, it also knows what the host needs.
@@ -190,11 +219,6 @@ def _main(plan: Plan, stand: Stand) -> Iterator[Statement]:
         for family in _FAMILIES:
             if rule.concerns(family):
                 yield _of(rule, family, f"goto {ADMIT}" if rule.verdict == "accept" else rule.verdict)
-    for chain in (HOLES, KNOCKS):
-        for interface in plan.interfaces or ("",):
-            yield Statement(f"{_on(interface)}jump {chain}", JUMPS[chain])
-    if plan.strays:
-        yield from _strays(plan.strays, plan.interfaces, stand)
 
 
 def _strays(strays: Strays, interfaces: Iterable[str], stand: Stand) -> Iterator[Statement]:
@@ -214,7 +238,6 @@ def _strays(strays: Strays, interfaces: Iterable[str], stand: Stand) -> Iterator
 
 def _no_strays(family: Family) -> Iterator[Statement]:
     """What is still on its way to the host's chain, which has the last word, and may let it in."""
-    yield _rule(f'meta nfproto {family} iifname "lo" return', "what goes on in the host")
     yield _rule(f"meta nfproto {family} ct state != new return", "sessions")
     for is_wildcard in (0, 1):
         yield _rule(f"meta nfproto {family} socket wildcard {is_wildcard} return", SERVICES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
@@ -23,7 +23,7 @@ from nfknock.backends.nftables.layout import (
     TABLE,
     Stand,
 )
-from nfknock.core.model import Family
+from nfknock.core.model import PROTOCOL_NUMBERS, Family, Port
 from nfknock.core.plan import Plan
 from nfknock.errors import BackendError
 from nfknock.host import nftread
@@ -108,8 +108,9 @@ def fitting(found: Found, plan: Plan, attach: str) -> Stand:
     """Find out how to stand in this host, without the chain `attach` where that cannot be. Raises BackendError."""
     foreign = nftread.foreign(found.ruleset)
     try:
-        entrances = dict.fromkeys((*asked_for(found, attach), *_needed(foreign, plan)))
-        guarded = {family for place, family in _last_words(foreign, plan) if place in entrances}
+        last_words = list(_last_words(foreign, plan))
+        entrances = dict.fromkeys((*asked_for(found, attach), *_needed(foreign, plan, last_words)))
+        guarded = {family for chain, family in last_words if str(chain) in entrances}
     except OSError as exc:
         raise BackendError(f"reading the nf_tables ruleset: {library.reason(exc)}") from exc
     finds_services = bool(guarded and plan.strays) and _kernel_finds_services()
@@ -174,39 +175,57 @@ def _attached(attach: str) -> list[Key]:
     return [_key(attach), *([_key(f"{_TWINS[family]} {rest}")] if family in _TWINS else [])]
 
 
-def _needed(foreign: Ruleset, plan: Plan) -> Iterator[str]:
-    """Yield the host's chains that would drop what we let in.
+def _needed(foreign: Ruleset, plan: Plan, last_words: Iterable[tuple[Chain, Family]]) -> Iterator[str]:
+    """Yield the host's chains that need an entrance: those that would drop what we let in, and any with the last word.
 
-    One that has the last word lets in what it knows, and may not know ours. Another one that may drop it, as one with
-    bans or limits does, is left to do so.
+    Such a one knows what it lets in, and may not know ours. Another one that may drop it, as one with bans or limits
+    does, is left to do so.
     """
-    opened = [Opened(port=port, by="a door", interfaces=plan.interfaces) for port in plan.opens]
-    last_words = {place for place, _family in _last_words(foreign, plan)}
-    for conflict in conflicts(foreign, (*opened, *opened_by(plan, ()))):
-        is_needed = conflict.fate == "drops" or str(conflict.chain) in last_words
-        if is_needed and _can_be_entered(conflict.chain):
-            yield str(conflict.chain)
-    if plan.forwarded:
-        for chain in foreign.chains.values():
-            if chain.hook == "forward" and chain.drops and _can_be_entered(chain):
-                yield str(chain)
+    needed = {chain for chain, _family in last_words}
+    # Also for what comes back from a host behind.
+    needed |= {each for each in foreign.chains.values() if plan.forwarded and each.hook == "forward" and each.drops}
+    behind = [
+        Opened(port=each.port, by="a door", interfaces=plan.interfaces, behind=each.to) for each in plan.forwarded
+    ]
+    for conflict in conflicts(foreign, (*_opened_here(plan), *opened_by(plan, ()), *behind)):
+        if conflict.fate == "drops":
+            needed.add(conflict.chain)
+    yield from (str(chain) for chain in needed if _can_be_entered(chain))
 
 
-def _last_words(foreign: Ruleset, plan: Plan) -> Iterator[tuple[str, Family]]:
+def _opened_here(plan: Plan) -> list[Opened]:
+    return [Opened(port=port, by="a door", interfaces=plan.interfaces) for port in plan.opens]
+
+
+def hidden(found: Found, plan: Plan, stand: Stand) -> list[Port]:
+    """Return what doors open that the host's own chains let somebody in to, and that is shut nevertheless."""
+    shut = {
+        (conflict.opened, version)
+        for conflict in conflicts(nftread.foreign(found.ruleset), _opened_here(plan))
+        if conflict.fate == "drops"
+        for version in conflict.versions
+    }
+    versions = [version for version, family in _FAMILIES.items() if family not in stand.shut]
+    return [each.port for each in _opened_here(plan) if any((each, version) not in shut for version in versions)]
+
+
+def _last_words(foreign: Ruleset, plan: Plan) -> Iterator[tuple[Chain, Family]]:
     """Yield the host's chains that drop whatever they do not let in themselves, with each family that they do it to.
 
-    By its policy or, like firewalld's, by its last rule: then it drops the knocks too, which nobody has a rule about.
+    That is what becomes of a port that no rule names: dropped by the policy or, as by firewalld, by the last rule.
     """
-    knocks = [Opened(port=port, by="", interfaces=plan.interfaces) for port in plan.knock_ports]
-    dropped: Counter[tuple[str, int]] = Counter()
-    for conflict in conflicts(foreign, knocks):
-        if conflict.fate == "drops":
-            dropped.update((str(conflict.chain), version) for version in conflict.versions)
-    for chain in foreign.chains.values():
-        for version, family in _FAMILIES.items():
-            is_last = bool(knocks) and dropped[str(chain), version] == len(knocks)
-            if chain.hook == "input" and family in _GUARDS.get(str(chain).split()[0], ()) and (chain.drops or is_last):
-                yield str(chain), family
+    unnamed = [
+        Opened(port=Port(1, protocol), by="", interfaces=plan.interfaces, is_any_port=True)
+        for protocol in PROTOCOL_NUMBERS
+    ]
+    dropped: Counter[tuple[Chain, int]] = Counter()
+    for conflict in conflicts(foreign, unnamed):
+        # What a rule that is not understood lets in is the host's business, where everything else is dropped.
+        if conflict.fate == "drops" or conflict.chain.drops:
+            dropped.update((conflict.chain, version) for version in conflict.versions)
+    for (chain, version), count in dropped.items():
+        if count == len(unnamed):
+            yield chain, _FAMILIES[version]
 
 
 def gets_by(conflict: Conflict, stand: Stand) -> bool:
