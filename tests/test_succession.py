@@ -86,6 +86,20 @@ def test_where_the_old_one_cannot_go_the_new_one_does_not_stay(
     assert not new.stands()
 
 
+def test_where_the_new_one_fails_half_way_it_does_not_stay(
+    both: Succession, old: FakeBackend, new: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(plan: Plan, **_others: object) -> None:
+        new._plan = plan
+        raise BackendError("no room for the holes")
+
+    monkeypatch.setattr(new, "apply", fails)
+    with pytest.raises(BackendError, match="no room for the holes"):
+        both.apply(PLAN)
+    assert old.holes() == [hole()]
+    assert not new.stands()
+
+
 def test_before_the_move_what_is_open_is_the_old_ones(both: Succession, old: FakeBackend) -> None:
     assert both.stands()
     assert both.holes() == [hole()]

@@ -41,11 +41,12 @@ class Succession:
             gone = (f"# nfknock's part by the backend {each.name} is taken out" for each in predecessors)
             return replace(change, changed=True, difference=(*change.difference, *gone))
         take_back = self._chosen.remember()
-        change = self._chosen.apply(plan, holes=brought)
         try:
+            change = self._chosen.apply(plan, holes=brought)
             # One that shares its chains with the chosen one is gone by now.
             gone_changes = [each.remove() for each in predecessors if each.stands()]
         except BackendError:
+            # Where both stay a packet has to pass both, and a knock opens one of them.
             take_back()
             raise
         warnings = (warning for each in gone_changes for warning in each.warnings)
