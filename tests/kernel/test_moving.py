@@ -14,6 +14,8 @@ import pytest
 from tests.lab import BASTION4, BASTION6, CLIENT4, CLIENT6, Lab, echo, wait_until
 
 DOORS = """
+[reader]
+kind = "nflog"
 [firewall]
 backend = "{}"
 allow = ["5301/udp"]
@@ -34,7 +36,7 @@ ECHO = (
     "    while True: s.sendto(*s.recvfrom(100))\n"
     "threading.Thread(target=serve, args=(5301,)).start(); serve(5300)\n"
 )
-MOVES = [("iptables", "ipset"), ("ipset", "iptables")]
+MOVES = [("iptables", "ipset"), ("ipset", "iptables"), ("iptables", "nftables"), ("nftables", "ipset")]
 
 
 @pytest.fixture
@@ -127,7 +129,8 @@ def holes(lab: Lab) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(("old", "new"), MOVES)
-def test_a_move_on_trial_is_taken_back(lab: Lab, old: str, new: str) -> None:
+def test_a_move_on_trial_is_taken_back(bare: Lab, old: str, new: str) -> None:
+    lab = bare
     lab.serve(22)
     lab.configure(DOORS.format(old))
     lab.nfknock("apply")
@@ -141,3 +144,21 @@ def test_a_move_on_trial_is_taken_back(lab: Lab, old: str, new: str) -> None:
     assert lab.rules() == before
     assert [each["closes_at"] for each in holes(lab)] == [hole["closes_at"]]
     assert lab.reaches(BASTION4, 22)
+
+
+def test_a_move_that_finds_no_room_leaves_everything_as_it_was(bare: Lab) -> None:
+    bare.serve(22)
+    bare.configure(DOORS.format("iptables"))
+    bare.nfknock("apply")
+    bare.nfknock("open", "ssh", CLIENT4)
+    before = bare.rules()
+    bare.configure(DOORS.format("nftables").replace("allow =", "set_size = 1\nallow ="))
+    for _attempt in range(2):
+        done = bare.nfknock("apply", check=False)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "a set of holes is full" in done.stderr
+        assert bare.rules() == before
+    assert bare.reaches(BASTION4, 22)
+    bare.configure(DOORS.format("nftables"))
+    assert bare.nfknock("apply").stdout == "changed\n"
+    assert bare.reaches(BASTION4, 22)

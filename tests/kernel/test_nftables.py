@@ -6,12 +6,13 @@ import json
 import re
 import socket
 import time
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
-from nfknock.backends.nftables import NftablesBackend, elements, library
-from nfknock.core.model import Port
+from nfknock.backends.nftables import NftablesBackend, elements, library, script
+from nfknock.core.model import Hole, Opening, Port
 from nfknock.core.plan import Plan
 from tests.kernel.test_doctor import examine, levels
 from tests.kernel.test_foreign_rulesets import DROPPING, inet
@@ -42,6 +43,7 @@ HOSTS = {
     "firewalld": DROPPING["firewalld"][0],
 }
 MDNS = bytes((224, 0, 0, 251))
+PLAN = Plan(baseline=(), allowed=(), knock_ports=(Port(7101), Port(8203)), queue=5, reader="nflog", opens=(Port(22),))
 BOTH = ((BASTION4, CLIENT4), (BASTION6, CLIENT6))
 
 
@@ -295,14 +297,11 @@ def test_to_look_after_it_costs_little_however_many_rules_there_are(namespace: N
         bans = (f"ip saddr 198.51.{some}.{each} tcp dport 22 drop" for each in range(100))
         library.run("\n".join(f"add rule inet filter input {ban}" for ban in bans))
     backend = NftablesBackend()
-    plan = Plan(
-        baseline=(), allowed=(), knock_ports=(Port(7101), Port(8203)), queue=5, reader="nflog", opens=(Port(22),)
-    )
-    backend.apply(plan)
+    backend.apply(PLAN)
 
     def looking(*, changing: bool) -> float:
         began_at = time.process_time()
-        assert backend.state(plan).applied
+        assert backend.state(PLAN).applied
         passed = time.process_time() - began_at
         if changing:
             library.run("add rule inet filter input tcp dport 23 drop")
@@ -541,6 +540,18 @@ def test_what_somebody_wrote_into_a_set_is_taken_out(lab: Lab) -> None:
         load(lab, "add element inet nfknock h4_ssh { 192.0.2.9 . tcp . 22, * }")
         lab.nfknock("open", "ssh", "192.0.2.9")
         assert len(json.loads(lab.nfknock("status", "--json").stdout)["holes"]) == 2
+
+
+def test_holes_that_a_move_left_half_way_let_nobody_in(namespace: None) -> None:
+    """It was killed before it wrote a rule; another backend's firewall stood, and they were shut there since."""
+    hole = Hole(door="ssh", source=ip_address(CLIENT4), opens=(Opening(Port(22)),), opened_at=1.0, closes_at=None)
+    name = elements.Name.of(hole, hole.opens[0])
+    library.run(f"add table inet nfknock; {script.add_set(name, 10)}")
+    elements.write((), [hole], 1.0)
+    backend = NftablesBackend()
+    assert not backend.stands()
+    backend.apply(PLAN)
+    assert backend.holes() == []
 
 
 @pytest.mark.parametrize("shape", ["type ipv4_addr; flags interval", "type inet_service", "type mark; flags timeout"])

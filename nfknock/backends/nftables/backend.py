@@ -10,14 +10,16 @@ from nfknock.backends import Change, FirewallState, Strange, forwarding, trackin
 from nfknock.backends.nftables import elements, layout, library, script, standing
 from nfknock.backends.nftables.elements import Name
 from nfknock.backends.nftables.fit import Fit, generation
-from nfknock.backends.nftables.layout import FORWARD_HOLES, HOLES, PLACE
-from nfknock.backends.nftables.standing import PROBE
+from nfknock.backends.nftables.layout import FORWARD_HOLES, HOLES, PLACE, Stand
+from nfknock.backends.nftables.standing import PROBE, Found
 from nfknock.core.model import Hole, IPAddress, Opening
 from nfknock.core.plan import BackendChoice, Plan
 from nfknock.errors import BackendError
 
 _ATTEMPTS = 3
+_LAID_AT_ONCE = 50
 _UNSEEN = "scans are not seen where the host's own chain drops: this kernel's nf_tables cannot look for services"
+_CHANGED_MEANWHILE = "writing holes by nf_tables: somebody else changes the same sets"
 _NOT_IN_PLACE = "the firewall is not in place; run `nfknock apply` first"
 
 
@@ -67,18 +69,49 @@ class NftablesBackend:
         if dry_run:
             difference = script.difference(found, plan, stand) if is_due else ()
             return Change(changed=is_due or bool(brought), difference=difference, warnings=warnings)
-        if is_due:
-            was_there = found.is_there
-            known, first = ((), ()) if was_there else tracking.adopt(frozenset())
+        if not found.is_there:
+            warnings = (*self._bring_up_anew(found, plan, stand, brought), *warnings)
+        elif is_due:
             library.run(script.bring_up(found, plan, stand))
-            # Once more, for those that were begun meanwhile: what they lost is sent again.
-            second = () if was_there else tracking.adopt(frozenset(known))[1]
-            warnings = (*(first or second), *warnings)
+        if is_due:
             self._fit.forget()
         self._retire(plan)
-        if brought:
+        if found.is_there:
             self.open(brought)
         return Change(changed=is_due or bool(brought), warnings=warnings)
+
+    def _bring_up_anew(self, found: Found, plan: Plan, stand: Stand, holes: tuple[Hole, ...]) -> tuple[str, ...]:
+        """Put everything in where nothing of ours stands; return what tracking warns of."""
+        known, first = tracking.adopt(frozenset())
+        if left := elements.names():
+            # Nobody was let in by what they hold. Where another process put rules here meanwhile this is refused.
+            library.run("\n".join(f"delete set {PLACE} {name}" for name in left))
+        try:
+            # Before there is a rule that looks at them, so that they are open from the first packet on.
+            self._lay(holes)
+            library.run(script.bring_up(found, plan, stand))
+        except BaseException:
+            if elements.names() and not standing.read().is_there:
+                library.run(f"delete table {PLACE}")
+            raise
+        # Once more, for those that were begun meanwhile: what they lost is sent again.
+        return first or tracking.adopt(frozenset(known))[1]
+
+    def _lay(self, holes: Iterable[Hole]) -> None:
+        """Write holes into new sets; some at a time, as an ordinary user's socket has no room for thousands."""
+        now = self._clock()
+        due = list({hole.key: hole for hole in holes if not hole.is_expired(now)}.values())
+        names = sorted({Name.of(hole, opening) for hole in due for opening in hole.opens}, key=str)
+        if names:
+            sets = (script.add_set(name, self._choice.set_size) for name in names)
+            library.run("\n".join((f"add table {PLACE}", *sets)))
+        for at in range(0, len(due), _LAID_AT_ONCE):
+            some = due[at : at + _LAID_AT_ONCE]
+            try:
+                elements.write((), some, now)
+            except (FileNotFoundError, FileExistsError) as exc:
+                raise BackendError(_CHANGED_MEANWHILE) from exc
+            self._know(some)
 
     def remove(self) -> Change:
         found = standing.read()
@@ -105,7 +138,7 @@ class NftablesBackend:
                 self._make_sets(names)
                 for name in names:
                     elements.take_out_others(name)
-        raise BackendError("writing holes by nf_tables: somebody else changes the same sets")
+        raise BackendError(_CHANGED_MEANWHILE)
 
     def _open(self, holes: list[Hole]) -> list[Hole]:
         self._check_guarded({opening for hole in holes for opening in hole.opens if opening.to})
@@ -122,9 +155,12 @@ class NftablesBackend:
             gone += parts
             new.append(hole)
         elements.write(gone, new, now)
-        for hole in new:
-            self._ways.setdefault(hole.door, set()).update(hole.opens)
+        self._know(new)
         return new
+
+    def _know(self, holes: Iterable[Hole]) -> None:
+        for hole in holes:
+            self._ways.setdefault(hole.door, set()).update(hole.opens)
 
     def close(self, holes: Iterable[tuple[str, IPAddress]]) -> list[Hole]:
         keys = set(holes)
@@ -160,8 +196,7 @@ class NftablesBackend:
     def holes(self) -> list[Hole]:
         now = self._clock()
         parts = [part for name in elements.names() for part in elements.read(name, now)]
-        for part in parts:
-            self._ways.setdefault(part.door, set()).update(part.opens)
+        self._know(parts)
         return elements.joined(parts)
 
     def state(self, plan: Plan | None = None) -> FirewallState:
@@ -177,8 +212,9 @@ class NftablesBackend:
         return FirewallState(policy=dict(standing.policies(found, stand)), damage=tuple(damage))
 
     def repair(self, plan: Plan, holes: Iterable[Hole]) -> list[Hole]:
-        known = {hole.key for hole in self.holes()}
         self.apply(plan)
+        # Not before: where nothing of ours is left but sets, they go.
+        known = {hole.key for hole in self.holes()}
         now = self._clock()
         missing = [hole for hole in holes if hole.key not in known and not hole.is_expired(now)]
         guarded = set(plan.forwarded)

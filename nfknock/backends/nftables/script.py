@@ -66,7 +66,12 @@ class Past:
 
 def make_set(name: Name, size: int) -> list[str]:
     """Return the commands that make a set and have it looked at."""
-    return [f"add set {PLACE} {name} {{ type {name.type}; flags timeout; size {size}; counter; }}", look_at(name)]
+    return [add_set(name, size), look_at(name)]
+
+
+def add_set(name: Name, size: int) -> str:
+    """Return the command that makes a set."""
+    return f"add set {PLACE} {name} {{ type {name.type}; flags timeout; size {size}; counter; }}"
 
 
 def look_at(name: Name) -> str:
