@@ -57,11 +57,14 @@ def test_holes_come_along_and_nothing_of_the_old_one_is_left(
     assert not both.apply(PLAN).changed
 
 
-def test_a_hole_to_what_is_forwarded_no_more_stays_behind(both: Succession, old: FakeBackend, new: FakeBackend) -> None:
+def test_what_leads_to_what_is_forwarded_no_more_stays_behind(
+    both: Succession, old: FakeBackend, new: FakeBackend
+) -> None:
     old.open([hole(3)])
     old._holes[hole(4).key] = hole(4, FAR)
+    old._holes[hole(5).key] = replace(hole(5), opens=(*hole(5).opens, FAR))
     both.apply(PLAN)
-    assert new.holes() == [hole(2), hole(3)]
+    assert new.holes() == [hole(2), hole(3), hole(5)]
 
 
 def test_a_dry_run_says_who_goes(both: Succession, old: FakeBackend, new: FakeBackend) -> None:

@@ -7,7 +7,7 @@ between, and what is established, allowed or open passes each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from nfknock.backends import Backend, Change, FirewallState, Strange
@@ -35,7 +35,7 @@ class Succession:
         predecessors = self._predecessors()
         if not predecessors:
             return self._chosen.apply(plan, holes=holes, dry_run=dry_run)
-        brought = [*holes, *(hole for each in predecessors for hole in each.holes() if _is_guarded(hole, plan))]
+        brought = [*holes, *_guarded((hole for each in predecessors for hole in each.holes()), plan)]
         if dry_run:
             change = self._chosen.apply(plan, holes=brought, dry_run=True)
             gone = (f"# nfknock's part by the backend {each.name} is taken out" for each in predecessors)
@@ -142,8 +142,12 @@ def _open_known(backend: Backend, holes: Sequence[Hole]) -> None:
         backend.open(hole for hole in here if hole.opens)
 
 
-def _is_guarded(hole: Hole, plan: Plan) -> bool:
-    return all(opening.to is None or opening in plan.forwarded for opening in hole.opens)
+def _guarded(holes: Iterable[Hole], plan: Plan) -> Iterator[Hole]:
+    """Yield as much of each hole as leads to what the plan guards."""
+    for hole in holes:
+        opens = tuple(each for each in hole.opens if each.to is None or each in plan.forwarded)
+        if opens:
+            yield replace(hole, opens=opens)
 
 
 def _distinct(holes: Iterable[Hole]) -> list[Hole]:
