@@ -18,6 +18,7 @@ class FakeBackend:
     """Holes in a dictionary. Passes the same contract suite as the backends that write to a kernel."""
 
     name = "fake"
+    shares_with: frozenset[str] = frozenset()
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import ip_address
+from typing import Any
 
 import pytest
 
+from nfknock.backends import Change
 from nfknock.backends.succession import Succession
 from nfknock.core.model import Hole, Opening, Port
 from nfknock.core.plan import Plan
@@ -101,6 +103,27 @@ def test_where_the_new_one_fails_half_way_it_does_not_stay(
         both.apply(PLAN)
     assert old.holes() == [hole()]
     assert not new.stands()
+
+
+def test_what_is_done_to_the_old_one_meanwhile_is_done_to_the_new_one(
+    both: Succession, old: FakeBackend, new: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old.apply(replace(PLAN, forwarded=(FAR,)))
+    old.open([hole(3), replace(hole(4), closes_at=200.0), hole(5)])
+    shorter, longer = replace(hole(3), opened_at=150.0, closes_at=160.0), replace(hole(4), closes_at=300.0)
+    added = replace(hole(6), opens=(*hole(6).opens, FAR))
+    apply, clock = new.apply, 150.0
+    for backend in (old, new):
+        monkeypatch.setattr(backend, "_clock", lambda: clock)
+
+    def applies(*given: Any, **named: Any) -> Change:
+        old.close([hole(2).key, hole(3).key])
+        old.open([shorter, longer, added])
+        return apply(*given, **named)
+
+    monkeypatch.setattr(new, "apply", applies)
+    both.apply(PLAN)
+    assert sorted(new.holes(), key=str) == sorted([shorter, longer, hole(5), hole(6)], key=str)
 
 
 def test_before_the_move_what_is_open_is_the_old_ones(both: Succession, old: FakeBackend) -> None:

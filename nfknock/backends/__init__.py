@@ -67,6 +67,8 @@ class Backend(Protocol):
     """
 
     name: str
+    shares_with: frozenset[str]
+    """Those that stand in the same tables: `apply` moves their holes by itself, as they are when it writes."""
 
     def probe(self) -> list[str]:
         """Find out whether this host can do it; return warnings, one line each."""

@@ -15,6 +15,8 @@ from nfknock.core.model import Hole, IPAddress, Opening
 from nfknock.core.plan import Plan
 from nfknock.errors import BackendError, LockHeldError
 
+_Key = tuple[str, IPAddress]
+
 
 class Succession:
     """A backend, and those that it may find in its place. See `nfknock.backends.Backend` for the verbs."""
@@ -22,6 +24,7 @@ class Succession:
     def __init__(self, chosen: Backend, others: Callable[[], Sequence[Backend]]) -> None:
         """`others` makes the other backends that this host can have; it is called when there may be one."""
         self.name = chosen.name
+        self.shares_with = chosen.shares_with
         self._chosen = chosen
         self._others = others
 
@@ -35,7 +38,8 @@ class Succession:
         predecessors = self._predecessors()
         if not predecessors:
             return self._chosen.apply(plan, holes=holes, dry_run=dry_run)
-        brought = [*holes, *_guarded((hole for each in predecessors for hole in each.holes()), plan)]
+        before = self._not_shared(predecessors)
+        brought = [*holes, *_guarded(before.values(), plan)]
         if dry_run:
             change = self._chosen.apply(plan, holes=brought, dry_run=True)
             gone = (f"# nfknock's part by the backend {each.name} is taken out" for each in predecessors)
@@ -43,6 +47,8 @@ class Succession:
         take_back = self._chosen.remember()
         try:
             change = self._chosen.apply(plan, holes=brought)
+            # A daemon that wrote by the old one went on doing so.
+            self._follow(before, self._not_shared(predecessors), plan)
             # One that shares its chains with the chosen one is gone by now.
             gone_changes = [each.remove() for each in predecessors if each.stands()]
         except BackendError:
@@ -97,7 +103,7 @@ class Succession:
         remembered = [each.remember() for each in (*stood, *([] if self._chosen in stood else [self._chosen]))]
 
         # Outside, as the second attempt finds no more what the first has taken out.
-        now: dict[tuple[str, IPAddress], Hole] = {}
+        now: dict[_Key, Hole] = {}
 
         def take_back() -> None:
             if not now:
@@ -114,6 +120,18 @@ class Succession:
 
     def clear_out(self, doors: Mapping[str, frozenset[Opening]]) -> list[Strange]:
         return self._chosen.clear_out(doors)
+
+    def _not_shared(self, predecessors: Sequence[Backend]) -> dict[_Key, Hole]:
+        """Return the holes in tables that the chosen one does not write."""
+        return {hole.key: hole for each in predecessors if each.name not in self.shares_with for hole in each.holes()}
+
+    def _follow(self, before: Mapping[_Key, Hole], now: Mapping[_Key, Hole], plan: Plan) -> None:
+        """Do in the chosen one what was done to these holes since it was given them."""
+        shut = [key for key, hole in before.items() if key not in now or now[key].opened_at != hole.opened_at]
+        if shut:
+            self._chosen.close(shut)
+        if changed := [hole for key, hole in now.items() if not _is_same(hole, before.get(key))]:
+            self._chosen.open(_guarded(changed, plan))
 
     def _standing(self) -> list[Backend]:
         """Return those whose holes count: the chosen one, unless another one stands in its place."""
@@ -148,6 +166,11 @@ def _guarded(holes: Iterable[Hole], plan: Plan) -> Iterator[Hole]:
         opens = tuple(each for each in hole.opens if each.to is None or each in plan.forwarded)
         if opens:
             yield replace(hole, opens=opens)
+
+
+def _is_same(hole: Hole, other: Hole | None) -> bool:
+    """Whether nothing but counters differs."""
+    return other is not None and replace(hole, packets=other.packets, bytes=other.bytes) == other
 
 
 def _distinct(holes: Iterable[Hole]) -> list[Hole]:

@@ -7,11 +7,18 @@ import json
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from ipaddress import ip_address
+from typing import Any
 
 import pytest
 
-from tests.lab import BASTION4, BASTION6, CLIENT4, CLIENT6, Lab, echo, wait_until
+from nfknock.backends import Change, make_backend
+from nfknock.backends.succession import Succession
+from nfknock.core.model import Hole, Opening, Port
+from nfknock.core.plan import BackendChoice, Plan
+from tests.lab import BASTION4, BASTION6, CLIENT4, CLIENT6, STRANGER4, Lab, echo, wait_until
 
 DOORS = """
 [reader]
@@ -162,3 +169,29 @@ def test_a_move_that_finds_no_room_leaves_everything_as_it_was(bare: Lab) -> Non
     bare.configure(DOORS.format("nftables"))
     assert bare.nfknock("apply").stdout == "changed\n"
     assert bare.reaches(BASTION4, 22)
+
+
+@pytest.mark.parametrize(("old", "new"), MOVES)
+def test_what_a_daemon_does_meanwhile_moves_as_well(
+    namespace: None, old: str, new: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan(baseline=(), allowed=(), knock_ports=(Port(7101),), queue=5, reader="nflog", opens=(Port(22),))
+    shut, kept, opened = (
+        Hole(door="ssh", source=ip_address(source), opens=(Opening(Port(22)),), opened_at=time.time(), closes_at=None)
+        for source in (CLIENT4, CLIENT6, STRANGER4)
+    )
+    daemon, moving = make_backend(BackendChoice(name=old)), make_backend(BackendChoice(name=new))
+    daemon.apply(plan)
+    daemon.open([shut, kept])
+    assert isinstance(moving, Succession)
+    apply = moving._chosen.apply
+
+    def applies(*given: Any, **named: Any) -> Change:
+        # What was open has been read by now.
+        daemon.close([shut.key])
+        daemon.open([opened])
+        return apply(*given, **named)
+
+    monkeypatch.setattr(moving._chosen, "apply", applies)
+    assert moving.apply(plan).replaced == (old,)
+    assert {hole.key for hole in moving.holes()} == {kept.key, opened.key}

@@ -35,6 +35,8 @@ class IptablesBackend:
     Whichever of both it is, it knows what the other one leaves, so that one commit moves all holes.
     """
 
+    shares_with = frozenset({"iptables", "ipset"})
+
     def __init__(self, clock: Callable[[], float] = time.time, choice: BackendChoice | None = None) -> None:
         # First of all, so that what is missing is said before anything else is found wrong.
         binding.iptc()

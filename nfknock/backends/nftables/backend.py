@@ -27,6 +27,7 @@ class NftablesBackend:
     """Writes nf_tables in-process. See `nfknock.backends.Backend` for the verbs."""
 
     name = "nftables"
+    shares_with: frozenset[str] = frozenset()
 
     def __init__(self, clock: Callable[[], float] = time.time, choice: BackendChoice | None = None) -> None:
         library.load()
