@@ -6,14 +6,16 @@ import json
 import re
 import socket
 import time
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
-from nfknock.backends.nftables import NftablesBackend, elements, library, script
+from nfknock.backends.nftables import NftablesBackend, elements, library, room, script
 from nfknock.core.model import Hole, Opening, Port
-from nfknock.core.plan import Plan
+from nfknock.core.plan import BackendChoice, Plan
+from nfknock.errors import BackendError
 from tests.kernel.test_doctor import examine, levels
 from tests.kernel.test_foreign_rulesets import DROPPING, inet
 from tests.kernel.test_refusals import over_ssh
@@ -84,6 +86,12 @@ def is_let_in(lab: Lab, address: str, port: int, *, source: str = "") -> bool:
     except OSError:
         return False
     return True
+
+
+def hole(source: str, *, seconds: float | None = None) -> Hole:
+    now = float(int(time.time()))
+    end = None if seconds is None else now + seconds
+    return Hole(door="ssh", source=ip_address(source), opens=(Opening(Port(22)),), opened_at=now, closes_at=end)
 
 
 @pytest.mark.parametrize("kind", ["policy", "reject", "ufw", "firewalld", "iptables-nft"])
@@ -513,11 +521,43 @@ def test_a_full_set_is_said_and_shuts_nobody_out(lab: Lab) -> None:
     done = lab.nfknock("open", "ssh", STRANGER4, check=False)
     assert (done.returncode, done.stderr) == (
         1,
-        "nfknock: a set of holes is full; raise `set_size` under [firewall], or close some\n",
+        "nfknock: a set of holes is full; raise `set_size` under [firewall] and run `nfknock apply`, or close some\n",
     )
     [hole] = json.loads(lab.nfknock("status", "--json").stdout)["holes"]
     assert hole["source"] == CLIENT4
     lab.nfknock("open", "ssh", CLIENT4)
+
+
+def sized(size: int) -> NftablesBackend:
+    return NftablesBackend(choice=BackendChoice(name="nftables", set_size=size))
+
+
+@pytest.mark.parametrize("linux", ["6.5 or later", "before"])
+def test_a_larger_set_has_what_the_smaller_had(namespace: None, linux: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before 6.5 a kernel gives no set another size, so the set is made anew."""
+    if linux == "before":
+        monkeypatch.setattr(room, "_ask_for", lambda _names, _size: None)
+    sized(2).apply(PLAN)
+    first = [replace(hole(CLIENT4), packets=7, bytes=420), hole(STRANGER4, seconds=30)]
+    sized(2).open(first)
+    with pytest.raises(BackendError, match="a set of holes is full; raise `set_size`"):
+        sized(2).open([hole("192.0.2.9")])
+    larger = sized(100)
+    assert larger.apply(PLAN, dry_run=True).difference == ("# the set h4_ssh has room for 100 elements instead of 2",)
+    assert larger.apply(PLAN).changed
+    assert not larger.apply(PLAN).changed
+    assert larger.state(PLAN).applied
+    assert sorted(larger.holes(), key=str) == sorted(first, key=str)
+    larger.open([hole("192.0.2.9")])
+
+
+def test_a_set_that_would_be_too_small_stays(namespace: None) -> None:
+    sized(100).apply(PLAN)
+    sized(100).open([hole(CLIENT4), hole(STRANGER4)])
+    assert not sized(1).apply(PLAN).changed
+    assert len(sized(1).holes()) == 2
+    assert sized(2).apply(PLAN).changed
+    assert list(elements.sizes().values()) == [2]
 
 
 def test_what_somebody_wrote_into_a_set_is_taken_out(lab: Lab) -> None:
@@ -544,10 +584,10 @@ def test_what_somebody_wrote_into_a_set_is_taken_out(lab: Lab) -> None:
 
 def test_holes_that_a_move_left_half_way_let_nobody_in(namespace: None) -> None:
     """It was killed before it wrote a rule; another backend's firewall stood, and they were shut there since."""
-    hole = Hole(door="ssh", source=ip_address(CLIENT4), opens=(Opening(Port(22)),), opened_at=1.0, closes_at=None)
-    name = elements.Name.of(hole, hole.opens[0])
+    left = hole(CLIENT4)
+    name = elements.Name.of(left, left.opens[0])
     library.run(f"add table inet nfknock; {script.add_set(name, 10)}")
-    elements.write((), [hole], 1.0)
+    elements.write((), [left], 1.0)
     backend = NftablesBackend()
     assert not backend.stands()
     backend.apply(PLAN)

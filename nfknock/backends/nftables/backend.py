@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from nfknock.backends import Change, FirewallState, Strange, forwarding, tracking
-from nfknock.backends.nftables import elements, layout, library, script, standing
+from nfknock.backends.nftables import elements, layout, library, room, script, standing
 from nfknock.backends.nftables.elements import Name
 from nfknock.backends.nftables.fit import Fit, generation
-from nfknock.backends.nftables.layout import FORWARD_HOLES, HOLES, PLACE, Stand
+from nfknock.backends.nftables.layout import PLACE, Stand
 from nfknock.backends.nftables.standing import PROBE, Found
 from nfknock.core.model import Hole, IPAddress, Opening
 from nfknock.core.plan import BackendChoice, Plan
@@ -51,25 +51,20 @@ class NftablesBackend:
     def apply(self, plan: Plan, *, holes: Iterable[Hole] = (), dry_run: bool = False) -> Change:
         found = standing.read()
         stand = standing.fitting(found, plan, self._choice.attach)
-        warnings = (
-            *(forwarding.idle(opening.to for opening in plan.forwarded if opening.to)),
-            *([_UNSEEN] if plan.strays and len(stand.shut) < 2 and not stand.finds_services else []),
-            *(f"what is let in passes {place} by a rule that is put there first" for place in stand.entrances),
-            *(
-                f"{port} is shut to whoever has not knocked, though the host's own rules let somebody in; "
-                "who is to get in all the same stands under `allow`"
-                for port in standing.hidden(found, plan, stand)
-            ),
-        )
+        warnings = tuple(_remarks(found, plan, stand))
         if plan.reader == "nfqueue":
             self._check_queue()
         if plan.knocks_a_second:
             _check_limit()
         is_due = bool(standing.damage(found, plan)) or found.digest != layout.digest(plan, stand)
         brought = tuple(holes)
+        size = self._choice.set_size
+        misfits = room.misfits(size) if found.is_there else {}
+        changed = is_due or bool(brought) or bool(misfits)
         if dry_run:
-            difference = script.difference(found, plan, stand) if is_due else ()
-            return Change(changed=is_due or bool(brought), difference=difference, warnings=warnings)
+            rules = script.difference(found, plan, stand) if is_due else ()
+            sets = (f"# the set {name} has room for {size} elements instead of {has}" for name, has in misfits.items())
+            return Change(changed=changed, difference=(*rules, *sets), warnings=warnings)
         if not found.is_there:
             warnings = (*self._bring_up_anew(found, plan, stand, brought), *warnings)
         elif is_due:
@@ -77,9 +72,11 @@ class NftablesBackend:
         if is_due:
             self._fit.forget()
         self._retire(plan)
+        # Before holes are brought, which may need that room.
+        warnings = (*room.resize(size, self._clock()), *warnings)
         if found.is_there:
             self.open(brought)
-        return Change(changed=is_due or bool(brought), warnings=warnings)
+        return Change(changed=changed, warnings=warnings)
 
     def _bring_up_anew(self, found: Found, plan: Plan, stand: Stand, holes: tuple[Hole, ...]) -> tuple[str, ...]:
         """Put everything in where nothing of ours stands; return what tracking warns of."""
@@ -295,18 +292,23 @@ class NftablesBackend:
 
     def _delete_sets(self, names: Iterable[Name]) -> None:
         found = standing.read()
-        commands = []
-        for name in names:
-            comment = standing.rule_comment(name)
-            for chain in (HOLES, FORWARD_HOLES):
-                commands += [
-                    f"delete rule {PLACE} {chain} handle {rule.handle}"
-                    for rule in found.rules(chain)
-                    if rule.comment == comment
-                ]
-            commands.append(f"delete set {PLACE} {name}")
+        commands = [command for name in names for command in script.delete_set(found, name)]
         if commands:
             library.run("\n".join(commands))
+
+
+def _remarks(found: Found, plan: Plan, stand: Stand) -> Iterator[str]:
+    """Say what will not work, and how what will does."""
+    yield from forwarding.idle(opening.to for opening in plan.forwarded if opening.to)
+    if plan.strays and len(stand.shut) < 2 and not stand.finds_services:
+        yield _UNSEEN
+    for place in stand.entrances:
+        yield f"what is let in passes {place} by a rule that is put there first"
+    for port in standing.hidden(found, plan, stand):
+        yield (
+            f"{port} is shut to whoever has not knocked, though the host's own rules let somebody in; who is to get in "
+            "all the same stands under `allow`"
+        )
 
 
 def _check_limit() -> None:

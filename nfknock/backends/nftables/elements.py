@@ -32,6 +32,7 @@ _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _KEY, _FLAGS, _TIMEOUT, _LEFT, _USERDATA, _EXPRESSION, _KEY_END, _EXPRESSIONS = 1, 3, 4, 5, 6, 7, 10, 12
 _NAMED_BY = (_KEY, _KEY_END, _FLAGS)
 _COMMENT_TYPE = 0
+_SET_DESCRIPTION, _SET_SIZE = 9, 1
 # A protocol and a port, each in a register of its own.
 _PORT_SIZE = 8
 _ATTEMPTS = 5
@@ -80,13 +81,20 @@ class Name:
 
 def names() -> list[Name]:
     """Return the sets that are there. Raises BackendError."""
+    return list(sizes())
+
+
+def sizes() -> dict[Name, int]:
+    """Return how many elements each set may have. Raises BackendError."""
     question = attribute(_LIST_TABLE, TABLE.encode() + b"\0")
-    found = []
+    found = {}
     for answer in _ask(_GET_SET, question):
         content = dict(attributes(answer, 4))
-        if netlink.text(content.get(1, b"")) == TABLE:
-            found.append(Name.parse(netlink.text(content[2])))
-    return [name for name in found if name is not None]
+        name = Name.parse(netlink.text(content[2])) if netlink.text(content.get(1, b"")) == TABLE else None
+        if name is not None:
+            about = dict(attributes(content.get(_SET_DESCRIPTION, b"")))
+            found[name] = netlink.number(about.get(_SET_SIZE, b""))
+    return found
 
 
 def read(name: Name, now: float = math.inf) -> Iterator[Hole]:
@@ -222,7 +230,8 @@ def _write(changes: Iterable[tuple[int, Name, bytes]]) -> None:
         raise
     except OSError as exc:
         if exc.errno == errno.ENFILE:
-            raise BackendError("a set of holes is full; raise `set_size` under [firewall], or close some") from exc
+            mend = "raise `set_size` under [firewall] and run `nfknock apply`, or close some"
+            raise BackendError(f"a set of holes is full; {mend}") from exc
         raise BackendError(f"writing holes by nf_tables: {library.reason(exc)}") from exc
 
 

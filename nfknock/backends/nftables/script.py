@@ -74,6 +74,23 @@ def add_set(name: Name, size: int) -> str:
     return f"add set {PLACE} {name} {{ type {name.type}; flags timeout; size {size}; counter; }}"
 
 
+def remake_set(found: Found, name: Name, size: int, parts: Iterable[Hole], now: float) -> list[str]:
+    """Return the commands that make a set anew, with these parts of holes in it."""
+    content = ", ".join(elements.words(part, part.opens[0], now, is_counted=True) for part in parts)
+    fill = [f"add element {PLACE} {name} {{ {content} }}"] if content else []
+    return [*delete_set(found, name), *make_set(name, size), *fill]
+
+
+def delete_set(found: Found, name: Name) -> list[str]:
+    """Return the commands that delete a set and what looks at it."""
+    comment = standing.rule_comment(name)
+    rules = [(chain, rule) for chain in (HOLES, FORWARD_HOLES) for rule in found.rules(chain)]
+    return [
+        *(f"delete rule {PLACE} {chain} handle {rule.handle}" for chain, rule in rules if rule.comment == comment),
+        f"delete set {PLACE} {name}",
+    ]
+
+
 def look_at(name: Name) -> str:
     """Return the command that has a set looked at; what is in it is let in."""
     comment = standing.rule_comment(name)
