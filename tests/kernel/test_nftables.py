@@ -496,6 +496,30 @@ def test_a_trial_is_taken_back_though_the_hosts_chain_is_gone(lab: Lab) -> None:
     wait_until(lambda: '"applied": true' in lab.nfknock("status", "--json").stdout, "the repair")
 
 
+def test_a_trial_is_taken_back_however_much_is_open(namespace: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a user namespace, as in a container, libnftables has no room for a thousand holes in one transaction."""
+    backend, run = NftablesBackend(), library.run
+    backend.apply(PLAN)
+    many = [hole(f"198.51.{100 + at // 200}.{at % 200}") for at in range(1600)]
+    for at in range(0, len(many), 200):
+        backend.open(many[at : at + 200])
+    take_back = backend.remember()
+    backend.apply(replace(PLAN, knock_ports=(Port(7999),), knocks_a_second=5))
+    written: list[str] = []
+
+    def runs(commands: str) -> str:
+        written.append(commands)
+        return run(commands)
+
+    monkeypatch.setattr(library, "run", runs)
+    take_back()
+    assert "198.51." not in "".join(written)
+    assert "limited4" not in run("list table inet nfknock")
+    assert backend.state(PLAN).applied
+    assert not backend.apply(PLAN).changed
+    assert sorted(backend.holes(), key=str) == sorted(many, key=str)
+
+
 def test_interfaces_by_their_beginning(lab: Lab) -> None:
     daemon = ready(lab, NFT.replace("[firewall]", '[firewall]\ninterfaces = ["b+"]'))
     knock(lab, daemon)

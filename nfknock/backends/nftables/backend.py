@@ -71,7 +71,7 @@ class NftablesBackend:
             library.run(script.bring_up(found, plan, stand))
         if is_due:
             self._fit.forget()
-        self._retire(plan)
+        self._retire(set(plan.forwarded).__contains__)
         # Before holes are brought, which may need that room.
         warnings = (*room.resize(size, self._clock()), *warnings)
         if found.is_there:
@@ -223,14 +223,14 @@ class NftablesBackend:
         return self.open(hole for hole in due if hole.opens)
 
     def remember(self) -> Callable[[], None]:
-        past = script.Past(standing.read(), self._choice.set_size)
+        past = script.Past(standing.read())
 
         def take_back() -> None:
-            # With the holes as one transaction, since it is tried again where it fails.
             if past.is_empty:
                 self.remove()
             else:
-                library.run(past.bring_back(standing.read(), self.holes(), self._clock()))
+                library.run(past.bring_back(standing.read()))
+                self._retire(past.guards)
 
         return take_back
 
@@ -282,13 +282,12 @@ class NftablesBackend:
         if commands:
             library.run("\n".join(commands))
 
-    def _retire(self, plan: Plan) -> None:
+    def _retire(self, is_guarded: Callable[[Opening], bool]) -> None:
         """Shut what leads to hosts behind whose ports are guarded no more."""
-        guarded = set(plan.forwarded)
         behind = [name for name in elements.names() if name.is_behind]
         now = self._clock()
         parts = [part for name in behind for part in elements.read(name, now)]
-        self._take_out([part for part in parts if not guarded.issuperset(part.opens)])
+        self._take_out([part for part in parts if not all(map(is_guarded, part.opens))])
 
     def _delete_sets(self, names: Iterable[Name]) -> None:
         found = standing.read()

@@ -15,13 +15,13 @@ from nfknock.core.plan import Plan
 
 
 class Past:
-    """Our part as it was, but for the holes: those that stand when it comes back stay, as far as it knew them."""
+    """Our part as it was, but for the sets of holes: those that stand when it comes back stay, with what they hold."""
 
-    def __init__(self, found: Found, set_size: int) -> None:
-        self._set_size = set_size
+    def __init__(self, found: Found) -> None:
         self._table = library.run(f"list table {PLACE}") if found.is_there else ""
         self._entrances = found.entrances
-        self._chains = frozenset(found.chains)
+        self._hooks = _hooks(found)
+        self._is_limited = is_limited(found)
         self._sets = frozenset(elements.names())
         self._guarded = frozenset(rule.comment for rule in found.rules(layout.FORWARDED))
 
@@ -30,21 +30,30 @@ class Past:
         """Whether there was nothing of ours."""
         return not self._table
 
-    def bring_back(self, found: Found, holes: Iterable[Hole], now: float) -> str:
-        """Return the commands that put it in the place of what is there, with these holes."""
+    def bring_back(self, found: Found) -> str:
+        """Return the commands that put it in the place of what is there.
+
+        Holes are not written again: thousands are more than an ordinary user's socket has room for.
+        """
+        there = _hooks(found)
         commands = delete_entrances(found, ())
-        if found.is_there or elements.names():
-            commands.append(f"delete table {PLACE}")
+        # Emptied first, so that nothing leads to what is deleted.
+        commands += [f"flush chain {PLACE} {name}" for name in there]
+        sets = elements.names()
+        commands += [f"delete set {PLACE} {name}" for name in sets if not self._looked_at(name)]
+        if is_limited(found) and not self._is_limited:
+            commands += delete_limits()
+        commands += [f"delete chain {PLACE} {name}" for name, hook in there.items() if self._hooks.get(name) != hook]
         commands += [self._table, *self._enter(found)]
-        parts = [(Name.of(hole, each), hole, each) for hole in holes for each in hole.opens if self._knew(hole, each)]
-        for name in sorted({name for name, _hole, _opening in parts} - self._sets, key=str):
-            commands += make_set(name, self._set_size)
-        counted = set()
-        for name, hole, opening in parts:
-            element = elements.words(hole, opening, now, is_counted=hole.key not in counted)
-            commands.append(f"add element {PLACE} {name} {{ {element} }}")
-            counted.add(hole.key)
-        return "\n".join(commands)
+        new = {name for name in sets if self._looked_at(name)} - self._sets
+        return "\n".join((*commands, *map(look_at, sorted(new, key=str))))
+
+    def guards(self, opening: Opening) -> bool:
+        """Whether this opening to a host behind was guarded."""
+        return layout.guard_comment(opening) in self._guarded
+
+    def _looked_at(self, name: Name) -> bool:
+        return chain_of(name) in self._hooks
 
     def _enter(self, found: Found) -> list[str]:
         """Return the commands for the entrances: where one's chain is gone, also for those that may stand in for it.
@@ -59,9 +68,20 @@ class Past:
         record = [f"add rule {PLACE} {ENTRANCES} {each}" for each in layout.record(places)]
         return [f"flush chain {PLACE} {ENTRANCES}", *record, *map(layout.entrance, places)]
 
-    def _knew(self, hole: Hole, opening: Opening) -> bool:
-        is_guarded = opening.to is None or layout.guard_comment(opening) in self._guarded
-        return is_guarded and chain_of(Name.of(hole, opening)) in self._chains
+
+def _hooks(found: Found) -> dict[str, tuple[object, int]]:
+    """Return our chains, each with what it cannot get another one of: its hook, if it has one, and priority."""
+    return {name: (chain.hook, chain.priority) for name in found.chains if (chain := found.chain(name))}
+
+
+def is_limited(found: Found) -> bool:
+    """Whether knocks are limited by their source."""
+    return any(rule.comment.endswith(layout.TOO_MANY) for rule in found.rules(layout.KNOCKS))
+
+
+def delete_limits() -> list[str]:
+    """Return the commands that delete the sets of limited sources."""
+    return [f"delete set {PLACE} {name}" for name, _head in layout.limited_sets()]
 
 
 def make_set(name: Name, size: int) -> list[str]:
@@ -120,8 +140,8 @@ def bring_up(found: Found, plan: Plan, stand: Stand) -> str:
         commands.append(f"add chain {PLACE} {name}{f' {{ {head} }}' if head else ''}")
     if plan.knocks_a_second:
         commands += [f"add set {PLACE} {name} {{ {head} }}" for name, head in layout.limited_sets()]
-    elif any(rule.comment.endswith(layout.TOO_MANY) for rule in found.rules(layout.KNOCKS)):
-        commands += [f"delete set {PLACE} {name}" for name, _head in layout.limited_sets()]
+    elif is_limited(found):
+        commands += delete_limits()
     commands += [look_at(each) for each in sorted(sets, key=str) if plan.forwarded or not each.is_behind]
     for name, statements in wanted.items():
         commands += [f"add rule {PLACE} {name} {statement}" for statement in statements]
