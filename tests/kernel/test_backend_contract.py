@@ -243,6 +243,27 @@ def test_sweeping_takes_what_is_over_and_nothing_else(backend: Backend, clock: C
     assert sorted(backend.holes(), key=str) == sorted([longer, endless], key=str)
 
 
+@pytest.mark.parametrize("name", ["iptables", "ipset", "nftables"])
+def test_sweeping_leaves_what_another_process_renewed_meanwhile(
+    namespace: None, clock: Clock, hole: Hole, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, other = make(name, clock), make(name, clock)
+    backend.apply(PLAN)
+    backend.open([hole])
+    clock.now += 40
+    renewed = replace(hole, opened_at=clock.now, closes_at=clock.now + 30)
+    holes = backend.holes
+
+    def read() -> list[Hole]:
+        found = holes()
+        other.open([renewed])
+        return found
+
+    monkeypatch.setattr(backend, "holes", read)
+    assert backend.sweep() == []
+    assert other.holes() == [renewed]
+
+
 def test_both_families_in_one_go(backend: Backend, hole: Hole) -> None:
     backend.apply(PLAN)
     both = [for_source(hole, source) for source in SOURCES]

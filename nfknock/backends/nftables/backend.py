@@ -165,14 +165,15 @@ class NftablesBackend:
         unknown = {door for door, _source in keys} - self._ways.keys()
         if unknown:
             self.holes()
-        now = self._clock()
-        parts = [
+        return self._take_out(self._parts(keys, self._clock()))
+
+    def _parts(self, keys: Iterable[tuple[str, IPAddress]], now: float) -> list[Hole]:
+        return [
             part
             for door, source in keys
             for way in self._ways.get(door, ())
             if way.is_for(source) and (part := _find(door, source, way, now))
         ]
-        return self._take_out(parts)
 
     def _take_out(self, parts: list[Hole]) -> list[Hole]:
         try:
@@ -189,7 +190,9 @@ class NftablesBackend:
     def sweep(self) -> list[Hole]:
         # The kernel takes away what is over; what a clock that was set leaves is closed by whoever counts.
         now = self._clock()
-        return self.close(hole.key for hole in self.holes() if hole.is_expired(now))
+        over = [hole.key for hole in self.holes() if hole.is_expired(now)]
+        # Looked at again: what another process renewed meanwhile stays.
+        return self._take_out([part for part in self._parts(over, now) if part.is_expired(now)])
 
     def holes(self) -> list[Hole]:
         now = self._clock()
