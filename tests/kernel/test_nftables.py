@@ -520,6 +520,30 @@ def test_a_trial_is_taken_back_however_much_is_open(namespace: None, monkeypatch
     assert sorted(backend.holes(), key=str) == sorted(many, key=str)
 
 
+@pytest.mark.parametrize("write", ["apply", "take_back"])
+def test_a_door_that_is_opened_first_while_rules_are_written_is_open(
+    namespace: None, write: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its set is made after the others were looked for, by another process."""
+    backend, run = NftablesBackend(), library.run
+    backend.apply(PLAN)
+    take_back = backend.remember()
+
+    def runs(commands: str) -> str:
+        if "flush chain" in commands:
+            monkeypatch.setattr(library, "run", run)
+            NftablesBackend().open([hole(CLIENT4)])
+        return run(commands)
+
+    monkeypatch.setattr(library, "run", runs)
+    if write == "apply":
+        backend.apply(replace(PLAN, knock_ports=(Port(7999),)))
+    else:
+        take_back()
+    assert backend.state().damage == ()
+    assert run("list chain inet nfknock holes").count("@h4_ssh") == 1
+
+
 def test_interfaces_by_their_beginning(lab: Lab) -> None:
     daemon = ready(lab, NFT.replace("[firewall]", '[firewall]\ninterfaces = ["b+"]'))
     knock(lab, daemon)

@@ -68,7 +68,7 @@ class NftablesBackend:
         if not found.is_there:
             warnings = (*self._bring_up_anew(found, plan, stand, brought), *warnings)
         elif is_due:
-            library.run(script.bring_up(found, plan, stand))
+            self._rewrite(lambda sets: script.bring_up(found, plan, stand, sets))
         if is_due:
             self._fit.forget()
         self._retire(set(plan.forwarded).__contains__)
@@ -87,7 +87,7 @@ class NftablesBackend:
         try:
             # Before there is a rule that looks at them, so that they are open from the first packet on.
             self._lay(holes)
-            library.run(script.bring_up(found, plan, stand))
+            self._rewrite(lambda sets: script.bring_up(found, plan, stand, sets))
         except BaseException:
             if elements.names() and not standing.read().is_there:
                 library.run(f"delete table {PLACE}")
@@ -232,7 +232,7 @@ class NftablesBackend:
             if past.is_empty:
                 self.remove()
             else:
-                library.run(past.bring_back(standing.read()))
+                self._rewrite(lambda sets: past.bring_back(standing.read(), sets))
                 self._retire(past.guards)
 
         return take_back
@@ -272,6 +272,14 @@ class NftablesBackend:
             for opening in sorted(behind, key=str):
                 if layout.guard_comment(opening) not in guarded:
                     raise BackendError(f"the firewall does not guard {opening} yet; run `nfknock apply` first")
+
+    def _rewrite(self, commands: Callable[[frozenset[Name]], str]) -> None:
+        """Write rules for all sets of holes, those that another process made meanwhile included."""
+        sets = frozenset(elements.names())
+        library.run(commands(sets))
+        late = frozenset(elements.names()) - sets
+        if late and (missing := script.take_in(standing.read(), late)):
+            library.run("\n".join(missing))
 
     def _make_sets(self, names: set[Name]) -> None:
         """Make the sets of doors that are opened for the first time, and the rules that look at them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from nfknock.backends.nftables import elements, layout, library, standing
 from nfknock.backends.nftables.elements import Name
@@ -30,8 +30,8 @@ class Past:
         """Whether there was nothing of ours."""
         return not self._table
 
-    def bring_back(self, found: Found) -> str:
-        """Return the commands that put it in the place of what is there.
+    def bring_back(self, found: Found, sets: Collection[Name]) -> str:
+        """Return the commands that put it in the place of what is there, with these sets of holes.
 
         Holes are not written again: thousands are more than an ordinary user's socket has room for.
         """
@@ -39,7 +39,6 @@ class Past:
         commands = delete_entrances(found, ())
         # Emptied first, so that nothing leads to what is deleted.
         commands += [f"flush chain {PLACE} {name}" for name in there]
-        sets = elements.names()
         commands += [f"delete set {PLACE} {name}" for name in sets if not self._looked_at(name)]
         if is_limited(found) and not self._is_limited:
             commands += delete_limits()
@@ -122,13 +121,22 @@ def chain_of(name: Name) -> str:
     return FORWARD_HOLES if name.is_behind else HOLES
 
 
-def bring_up(found: Found, plan: Plan, stand: Stand) -> str:
-    """Return the commands that bring the host's ruleset to the plan; holes and their rules stay."""
+def take_in(found: Found, names: Iterable[Name]) -> list[str]:
+    """Return the commands that have sets looked at, where they are not yet; one without a chain for it is deleted."""
+    commented = {rule.comment for chain in (HOLES, FORWARD_HOLES) for rule in found.rules(chain)}
+    return [
+        look_at(name) if found.chain(chain_of(name)) else f"delete set {PLACE} {name}"
+        for name in sorted(names, key=str)
+        if standing.rule_comment(name) not in commented
+    ]
+
+
+def bring_up(found: Found, plan: Plan, stand: Stand, sets: Collection[Name]) -> str:
+    """Return the commands that bring the host's ruleset to the plan; these sets of holes stay, and are looked at."""
     wanted = layout.chains(plan, stand)
     hole_chains = layout.hole_chains(plan)
     kept = {*wanted, *hole_chains}
     there = found.chains
-    sets = set(elements.names())
     commands = [f"add table {PLACE}"]
     # Emptied first, so that nothing leads to what is deleted.
     commands += [f"flush chain {PLACE} {name}" for name in there if name not in (HOLES, FORWARD_HOLES)]
