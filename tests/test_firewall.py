@@ -185,3 +185,88 @@ def test_what_was_cut_stays_cut_whatever_is_knocked_at_next(*, knocked: bool) ->
     asyncio.run(cut_and_watch())
     assert backend.plans[-1].cut == cutting.opens
     assert backend.plans[-1].knock_ports == ((Port(7102),) if knocked else PLAN.knock_ports)
+
+
+class Flushed(FakeBackend):
+    """A firewall that others flush."""
+
+    is_repaired_by_halves = False
+
+    def flush(self) -> None:
+        self._plan, self._holes = None, {}
+
+    def repair(self, plan: Plan, holes: Iterable[Hole]) -> list[Hole]:
+        if self.is_repaired_by_halves:
+            self.is_repaired_by_halves = False
+            super().repair(plan, ())
+            raise BackendError("the rules are back, and then something fails")
+        return super().repair(plan, holes)
+
+
+class FlushedUnderOurEyes(Flushed):
+    """Once, between a look at the rules and one at the holes."""
+
+    is_due = False
+
+    def holes(self) -> list[Hole]:
+        if self.is_due:
+            self.is_due = False
+            self.flush()
+        return super().holes()
+
+
+class FlushedAndHardToRead(Flushed):
+    """The first look at the rules fails after that, and the one at the holes does not."""
+
+    was_asked = False
+
+    def state(self, plan: Plan | None = None) -> FirewallState:
+        if self._plan is None and not self.was_asked:
+            self.was_asked = True
+            raise BackendError("reading the rules: changed meanwhile")
+        return super().state(plan)
+
+
+@pytest.mark.parametrize("kind", [Flushed, FlushedUnderOurEyes, FlushedAndHardToRead])
+def test_what_was_open_is_owed_until_it_is_back(kind: type[Flushed], caplog: pytest.LogCaptureFixture) -> None:
+    backend = kind()
+    backend.apply(PLAN)
+    firewall = Firewall(lambda: backend)
+
+    async def look_after_a_flush() -> None:
+        await firewall.start(PLAN, [DOOR])
+        firewall.open(replace(DOOR, open_timeout=60.0), SOURCE)
+        await firewall._write_openings()
+        await firewall._look()
+        if isinstance(backend, FlushedUnderOurEyes):
+            backend.is_due = True
+        else:
+            backend.is_repaired_by_halves = kind is Flushed
+            backend.flush()
+        await firewall._look()
+        await firewall._look()
+
+    asyncio.run(look_after_a_flush())
+    assert [hole.key for hole in backend.holes()] == [("ssh", SOURCE)]
+    assert "the firewall was changed by somebody else: there is no plan; put back, with 1 hole" in caplog.messages
+
+
+def test_what_is_owed_is_no_reason_to_put_back_rules_that_somebody_replaced() -> None:
+    backend = Flushed()
+    backend.apply(PLAN)
+    firewall = Firewall(lambda: backend)
+    other = replace(PLAN, knock_ports=(Port(7102),))
+
+    async def look_after_another_apply() -> None:
+        await firewall.start(PLAN, [DOOR])
+        firewall.open(replace(DOOR, open_timeout=60.0), SOURCE)
+        await firewall._write_openings()
+        backend.is_repaired_by_halves = True
+        backend.flush()
+        await firewall._look()
+        backend.apply(other)
+        await firewall._look()
+
+    asyncio.run(look_after_another_apply())
+    assert not backend.apply(other).changed
+    assert [hole.key for hole in backend.holes()] == [("ssh", SOURCE)]

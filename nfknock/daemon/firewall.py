@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
 from nfknock.backends import Backend
@@ -271,6 +272,9 @@ class Firewall:
         if any(hole.is_expired(self._clock()) for hole in holes):
             self._note_closed(await self._call(self._backend.sweep))
             holes = await self._call(self._backend.holes)
+        # What is missing may have gone with the rules, since they were looked at or because they could not be.
+        if not self._damage and self._lacks(holes) and await self._repair():
+            holes = await self._call(self._backend.holes)
         if not self._damage:
             self._note_closed(self._ended(holes), is_over=True)
             self._remember(holes)
@@ -283,34 +287,60 @@ class Firewall:
         if over := self._ends.over():
             self._note_closed(await self._call(lambda: self._backend.close(over)), is_over=True)
 
+    def _lacks(self, standing: Iterable[Hole]) -> bool:
+        """Whether anything is gone before its time."""
+        return len(self._gone(standing)) > len(self._ended(standing))
+
     def _ended(self, standing: Iterable[Hole]) -> list[Hole]:
         """Return those that the kernel has taken away by itself, as it does with what is in a set."""
-        now, there = self._clock(), {hole.key for hole in standing}
-        gone = [hole for key, hole in self._holes.items() if key not in there]
+        now = self._clock()
         # What is gone before its time was shut by somebody, who has said so.
-        return [hole for hole in gone if hole.is_expired(now) or self._ends.has_come(hole.key)]
+        return [hole for hole in self._gone(standing) if hole.is_expired(now) or self._ends.has_come(hole.key)]
+
+    def _gone(self, standing: Iterable[Hole]) -> list[Hole]:
+        there = {hole.key for hole in standing}
+        return [hole for key, hole in self._holes.items() if key not in there]
 
     async def _repair(self) -> bool:
         """Put back what somebody damaged, if that is wished; True if something was. Raises BackendError."""
-        plan, holes = self._plan, list(self._holes.values())
-        known, self._damage = self._damage, (await self._call(lambda: self._backend.state(plan))).damage
+        plan = self._plan
+        known, damage = self._damage, (await self._call(lambda: self._backend.state(plan))).damage
+        if not self._may_repair():
+            self._leave(damage)
+            return False
+        # Where it fails, the rules may be back, and without their holes: those stay owed.
+        self._damage = damage or known
         if not self._damage:
             return False
-        what = "; ".join(self._damage)
-        if not self._may_repair():
+        # If somebody shut holes that we have not seen shut: better one knock more than a hole too many.
+        holes = [] if control.closed_at() > self._looked_at else list(self._holes.values())
+        put_back = self._backend.repair if damage else self._open_missing
+        back = await self._call(lambda: put_back(plan, holes))
+        what, self._damage = "; ".join(self._damage), ()
+        if damage or back:
+            count = f"{len(back)} {'hole' if len(back) == 1 else 'holes'}"
+            logs.log.error("the firewall was changed by somebody else: %s; put back, with %s", what, count)
+        return bool(damage or back)
+
+    def _leave(self, damage: tuple[str, ...]) -> None:
+        """Say once what stays damaged; what was open in it is nothing to put back."""
+        if damage:
             self._holes.clear()
-            if self._damage != known:
+            if damage != self._damage:
                 mend = "`nfknock apply` puts it back"
+                what = "; ".join(damage)
                 logs.log.error("the firewall was changed by somebody else, and stays so: %s; %s", what, mend)
-            return False
-        if control.closed_at() > self._looked_at:
-            # Somebody shut holes that we have not seen shut: better one knock more than a hole too many.
-            holes = []
-        back = await self._call(lambda: self._backend.repair(plan, holes))
-        self._damage = ()
-        count = f"{len(back)} {'hole' if len(back) == 1 else 'holes'}"
-        logs.log.error("the firewall was changed by somebody else: %s; put back, with %s", what, count)
-        return True
+        self._damage = damage
+
+    def _open_missing(self, plan: Plan, holes: list[Hole]) -> list[Hole]:
+        """Open what is not; the rules, which somebody may have put in place for another plan, are left alone."""
+        standing, now = {hole.key for hole in self._backend.holes()}, self._clock()
+        missing = [hole for hole in holes if hole.key not in standing and not hole.is_expired(now)]
+        due = [
+            replace(hole, opens=tuple(each for each in hole.opens if each.to is None or each in plan.forwarded))
+            for hole in missing
+        ]
+        return self._backend.open([hole for hole in due if hole.opens])
 
     def _may_repair(self) -> bool:
         # Whoever took it out with `nfknock remove` meant it.
