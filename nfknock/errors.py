@@ -23,8 +23,12 @@ class BackendError(NfknockError):
     """The firewall could not be read or changed; it is as it was."""
 
 
-class LockHeldError(BackendError):
-    """Another program holds the xtables lock; trying again later may work."""
+class BusyError(BackendError):
+    """Another program is changing the same; trying again later may work."""
+
+
+class LockHeldError(BusyError):
+    """Another program holds the xtables lock."""
 
 
 class TrackingError(NfknockError):

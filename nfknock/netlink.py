@@ -32,6 +32,7 @@ _TYPE_MASK = 0x3FFF
 _RECEIVED_AT_ONCE = 1 << 18
 _SENT_AT_ONCE = 1 << 18
 _TIMEOUT = 5.0
+_ATTEMPTS = 5
 
 
 class InterruptedDumpError(OSError):
@@ -52,6 +53,18 @@ def ask(protocol: int, kind: int, body: bytes, flags: int = DUMP) -> Iterator[by
                 yield answer
             if not flags & DUMP:
                 return
+
+
+def dump(protocol: int, kind: int, body: bytes) -> list[bytes]:
+    """Ask for a list and return the body of each answer, asked for anew where the list changed meanwhile.
+
+    Raises OSError; InterruptedDumpError where it changed every time.
+    """
+    for _attempt in range(_ATTEMPTS - 1):
+        # All are taken before one is looked at: the longer that takes, the more often something changes meanwhile.
+        with contextlib.suppress(InterruptedDumpError):
+            return list(ask(protocol, kind, body))
+    return list(ask(protocol, kind, body))
 
 
 def write(subsystem: int, changes: Sequence[tuple[int, bytes]]) -> None:

@@ -15,7 +15,7 @@ from nfknock.backends import Change, FirewallState
 from nfknock.core.model import Door, Hole, Opening, Port
 from nfknock.core.plan import Plan
 from nfknock.daemon.firewall import Firewall
-from nfknock.errors import BackendError
+from nfknock.errors import BackendError, BusyError
 from tests.fakes import FakeBackend
 from tests.lab import wait_until
 
@@ -270,3 +270,21 @@ def test_what_is_owed_is_no_reason_to_put_back_rules_that_somebody_replaced() ->
     asyncio.run(look_after_another_apply())
     assert not backend.apply(other).changed
     assert [hole.key for hole in backend.holes()] == [("ssh", SOURCE)]
+
+
+def test_a_knock_is_kept_while_somebody_else_changes_the_firewall(caplog: pytest.LogCaptureFixture) -> None:
+    backend = FakeBackend()
+    backend.apply(PLAN)
+    firewall = Firewall(lambda: backend)
+
+    async def open_at_the_second_try() -> None:
+        await firewall.start(PLAN, [DOOR])
+        firewall.open(DOOR, SOURCE)
+        backend.failure = BusyError("reading holes of nf_tables: changed meanwhile")
+        await firewall._write_openings()
+        backend.failure = None
+        await firewall._write_openings()
+
+    asyncio.run(open_at_the_second_try())
+    assert [hole.key for hole in backend.holes()] == [("ssh", SOURCE)]
+    assert caplog.messages == ["reading holes of nf_tables: changed meanwhile; trying again"]

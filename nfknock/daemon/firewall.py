@@ -21,7 +21,7 @@ from nfknock.core.plan import Plan
 from nfknock.daemon import control, logs
 from nfknock.daemon.cutting import Cutting
 from nfknock.daemon.ends import Ends, Key
-from nfknock.errors import BackendError, DaemonError, LockHeldError
+from nfknock.errors import BackendError, BusyError, DaemonError
 
 # Legacy tables send no event when somebody changes them, and within five seconds they are to be as they were.
 _LOOK_EVERY = 2.0
@@ -173,7 +173,7 @@ class Firewall:
         holes = [_hole(door, source, now) for (_name, source), (door, _asked_at) in wanted.items()]
         try:
             standing = await self._open(holes)
-        except LockHeldError as exc:
+        except BusyError as exc:
             # What was shut again meanwhile stays shut.
             waiting = {
                 key: asked for key, asked in wanted.items() if key not in self._closing and now - asked[1] < _PATIENCE
@@ -216,7 +216,7 @@ class Firewall:
         """Write holes; where the firewall was damaged, put it back first."""
         try:
             return await self._call(lambda: self._backend.open(holes))
-        except LockHeldError:
+        except BusyError:
             raise
         except BackendError:
             if not await self._repair():
@@ -244,7 +244,7 @@ class Firewall:
             self._is_plan_due = False
             try:
                 await self._apply(self._plan)
-            except LockHeldError as exc:
+            except BusyError as exc:
                 self._is_plan_due = True
                 self._try_again(str(exc))
             except (BackendError, DaemonError) as exc:

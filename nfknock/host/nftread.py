@@ -8,14 +8,16 @@ import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal, TypeVar
 
 from nfknock.core.plan import ADMIT_MARK, OWN_TABLE
 from nfknock.host.modules import is_there
-from nfknock.netlink import NETFILTER, InterruptedDumpError, ask, attribute, attributes, number, text
+from nfknock.netlink import NETFILTER, InterruptedDumpError, ask, attribute, attributes, dump, number, text
 
 _SUBSYSTEM = 10 << 8
 _GET_TABLE, _GET_CHAIN, _GET_RULE, _GET_SET, _GET_ELEMENTS, _GET_GENERATION = 1, 4, 7, 10, 13, 16
+_RULE_TABLE, _RULE_CHAIN = 1, 2
 _MESSAGE_SIZE = 4
 _INET = 1
 _FAMILIES = {1: "inet", 2: "ip", 10: "ip6"}
@@ -121,6 +123,18 @@ def read() -> Ruleset | None:
     return None
 
 
+def read_own() -> Ruleset:
+    """Return all chains, and the rules of nfknock's table alone: few, however many others there are. Raises OSError."""
+    return Ruleset(_read_chains(), _read_rules(_INET, OWN_TABLE), {})
+
+
+def first_rule(key: Key) -> list[Rule]:
+    """Return the rule that a chain begins with, if it has any, whatever becomes of the others. Raises OSError."""
+    family, table, name = key
+    body = _body(family, _named(_RULE_TABLE, table) + _named(_RULE_CHAIN, name))
+    return list(islice(_each(_rule, _answers(ask(NETFILTER, _SUBSYSTEM | _GET_RULE, body))), 1))
+
+
 def generation() -> int:
     """Return the number that the kernel counts up with every change of the ruleset. Raises OSError."""
     for answer in ask(NETFILTER, _SUBSYSTEM | _GET_GENERATION, struct.pack("=BBH", socket.AF_UNSPEC, 0, 0), flags=0):
@@ -129,17 +143,25 @@ def generation() -> int:
 
 
 def _read() -> Ruleset | None:
+    chains, rules = _read_chains(), _read_rules()
+    sets = dict(_each(_set, _ask(_GET_SET)))
+    return Ruleset(chains, rules, sets) if chains else None
+
+
+def _read_chains() -> dict[Key, Chain]:
     asleep = {
         (family, text(content.get(1, b"")))
         for family, content in _ask(_GET_TABLE)
         if number(content.get(2, b"")) & _DORMANT
     }
-    chains = {chain.key: chain for chain in _each(_chain, _ask(_GET_CHAIN)) if chain.key[:2] not in asleep}
+    return {chain.key: chain for chain in _each(_chain, _ask(_GET_CHAIN)) if chain.key[:2] not in asleep}
+
+
+def _read_rules(family: int = socket.AF_UNSPEC, table: str = "") -> dict[Key, list[Rule]]:
     rules: dict[Key, list[Rule]] = {}
-    for rule in _each(_rule, _ask(_GET_RULE)):
+    for rule in _each(_rule, _ask(_GET_RULE, family, _named(_RULE_TABLE, table) if table else b"")):
         rules.setdefault(rule.key, []).append(rule)
-    sets = dict(_each(_set, _ask(_GET_SET)))
-    return Ruleset(chains, rules, sets) if chains else None
+    return rules
 
 
 _Answer = tuple[int, dict[int, bytes]]
@@ -157,8 +179,15 @@ def _each(parse: Callable[[_Answer], _Part], answers: Iterable[_Answer]) -> Iter
 
 
 def _ask(kind: int, family: int = socket.AF_UNSPEC, question: bytes = b"") -> Iterator[_Answer]:
-    body = struct.pack("=BBH", family, 0, 0) + question
-    return _answers(ask(NETFILTER, _SUBSYSTEM | kind, body))
+    return _answers(dump(NETFILTER, _SUBSYSTEM | kind, _body(family, question)))
+
+
+def _body(family: int, question: bytes) -> bytes:
+    return struct.pack("=BBH", family, 0, 0) + question
+
+
+def _named(kind: int, name: str) -> bytes:
+    return attribute(kind, name.encode() + b"\0")
 
 
 def _answers(bodies: Iterable[bytes]) -> Iterator[_Answer]:
@@ -216,8 +245,7 @@ def _set(answer: _Answer) -> tuple[Key, Set]:
 
 def _read_elements(key: Key) -> Iterator[Element]:
     family, table, name = key
-    question = attribute(1, table.encode() + b"\0") + attribute(2, name.encode() + b"\0")
-    for _family, content in _ask(_GET_ELEMENTS, family, question):
+    for _family, content in _ask(_GET_ELEMENTS, family, _named(1, table) + _named(2, name)):
         for _kind, each in attributes(content.get(3, b"")):
             yield _element(dict(attributes(each)))
 

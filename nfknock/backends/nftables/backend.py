@@ -15,6 +15,7 @@ from nfknock.backends.nftables.standing import PROBE, Found
 from nfknock.core.model import Hole, IPAddress, Opening
 from nfknock.core.plan import BackendChoice, Plan
 from nfknock.errors import BackendError
+from nfknock.host import nftread
 
 _ATTEMPTS = 3
 _LAID_AT_ONCE = 50
@@ -264,7 +265,7 @@ class NftablesBackend:
             ) from exc
 
     def _check_guarded(self, behind: set[Opening]) -> None:
-        found = standing.read()
+        found = _read_own()
         if standing.damage(found, None):
             raise BackendError(_NOT_IN_PLACE)
         if behind:
@@ -283,7 +284,7 @@ class NftablesBackend:
 
     def _make_sets(self, names: set[Name]) -> None:
         """Make the sets of doors that are opened for the first time, and the rules that look at them."""
-        found = standing.read()
+        found = _read_own()
         there = set(elements.names())
         commands = []
         for name in sorted(names - there, key=str):
@@ -319,6 +320,20 @@ def _remarks(found: Found, plan: Plan, stand: Stand) -> Iterator[str]:
             f"{port} is shut to whoever has not knocked, though the host's own rules let somebody in; who is to get in "
             "all the same stands under `allow`"
         )
+
+
+def _read_own() -> Found:
+    """Read what is ours: a hole does not wait for a big ruleset to hold still. Raises BackendError."""
+    try:
+        ruleset = nftread.read_own()
+        found = Found(ruleset)
+        entered = set(found.entrances)
+        ruleset.rules |= {
+            key: nftread.first_rule(key) for key, chain in ruleset.chains.items() if str(chain) in entered
+        }
+    except OSError as exc:
+        raise library.unreadable("the nf_tables ruleset", exc) from exc
+    return found
 
 
 def _check_limit() -> None:

@@ -318,12 +318,15 @@ def _counters(content: dict[int, bytes]) -> tuple[int, int]:
     return netlink.number(counted.get(2, b"")), netlink.number(counted.get(1, b""))
 
 
-def _ask(kind: int, question: bytes, flags: int = netlink.DUMP) -> Iterator[bytes]:
+def _ask(kind: int, question: bytes, flags: int = netlink.DUMP) -> list[bytes]:
+    body = struct.pack("=BBH", _INET, 0, 0) + question
     try:
-        body = struct.pack("=BBH", _INET, 0, 0) + question
-        yield from netlink.ask(netlink.NETFILTER, _SUBSYSTEM << 8 | kind, body, flags)
+        if flags & netlink.DUMP:
+            return netlink.dump(netlink.NETFILTER, _SUBSYSTEM << 8 | kind, body)
+        return list(netlink.ask(netlink.NETFILTER, _SUBSYSTEM << 8 | kind, body, flags))
     except FileNotFoundError:
         if not flags & netlink.DUMP:
             raise
+        return []
     except OSError as exc:
-        raise BackendError(f"reading holes of nf_tables: {library.reason(exc)}") from exc
+        raise library.unreadable("holes of nf_tables", exc) from exc

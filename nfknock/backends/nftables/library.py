@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 from functools import cache
 
-from nfknock.errors import BackendError
+from nfknock.errors import BackendError, BusyError
+from nfknock.netlink import InterruptedDumpError
 
 _NAME = "libnftables.so.1"
 # nftables/libnftables.h: without the elements of sets, without counters.
@@ -62,6 +63,12 @@ def reason(exc: OSError) -> str:
     if isinstance(exc, PermissionError):
         return "permission denied; run this as root"
     return (exc.strerror or str(exc)).lower()
+
+
+def unreadable(what: str, exc: OSError) -> BackendError:
+    """Return what to raise where the kernel could not be asked for something."""
+    kind = BusyError if isinstance(exc, InterruptedDumpError) else BackendError
+    return kind(f"reading {what}: {reason(exc)}")
 
 
 def _reason(said: str) -> str:
