@@ -163,6 +163,38 @@ def test_sets_of_somebody_else_s_are_not_ours_whatever_they_are_called(namespace
             there.destroy(name)
 
 
+@pytest.mark.parametrize("kind", ["hash:ip", "hash:ip,port"])
+def test_somebody_else_s_set_in_the_list_is_taken_out_and_left_alone(backend: IptablesBackend, kind: str) -> None:
+    backend.open([hole()])
+    with ipset() as there:
+        there.create("admins", kind)
+        if kind == "hash:ip":
+            there.add("admins", "192.0.2.2")
+        there.add("nfknock4", "admins", etype="set")
+    assert same(backend.holes(), [hole()])
+    assert backend.sweep() == []
+    [said] = backend.clear_out({"ssh": frozenset(hole().opens)})
+    assert (said.hole, said.reason) == (None, "the set admins, which is no door's, was taken out of nfknock4")
+    assert Sets(1).members("nfknock4") == ["nfknock4-ssh"]
+    with ipset() as there:
+        there.destroy("admins")
+    assert same(backend.holes(), [hole()])
+
+
+def test_somebody_else_s_set_of_a_door_s_name_lets_nobody_in(backend: IptablesBackend) -> None:
+    with ipset() as there:
+        there.create("nfknock4-ssh", "hash:ip")
+        there.add("nfknock4-ssh", SOURCES[0])
+    with pytest.raises(BackendError, match="nfknock4-ssh: somebody else has one of that name; rename or destroy it"):
+        backend.open([hole()])
+    assert Sets(1).members("nfknock4") == []
+    assert backend.state(PLAN).applied
+    with ipset() as there:
+        there.destroy("nfknock4-ssh")
+    backend.open([hole()])
+    assert same(backend.holes(), [hole()])
+
+
 def test_a_full_set_says_so_and_opens_nothing(namespace: None) -> None:
     backend = of("ipset", size=64)
     backend.apply(PLAN)

@@ -46,7 +46,7 @@ class Entry:
 def read_entries(answer: bytes, sources: Collection[bytes] | None = None) -> Iterator[Entry | None]:
     """Yield the entries of one answer to a question for a set, those of some packed sources alone if they are given.
 
-    None stands for one that is of no protocol that has holes.
+    None stands for one that is no hole's, as in sets of other types: it lacks a port, or is of another protocol.
     """
     for listed in _lists(answer):
         at = 0
@@ -93,7 +93,8 @@ def read_members(answer: bytes) -> Iterator[str]:
     """Yield the names of the sets that a list of sets has, from one answer to a question for it."""
     for listed in _lists(answer):
         for _kind, content in attributes(listed):
-            yield text(dict(attributes(content))[_NAME])
+            if name := dict(attributes(content)).get(_NAME):
+                yield text(name)
 
 
 def _lists(answer: bytes) -> Iterator[bytes]:
@@ -108,8 +109,8 @@ def _source(listed: bytes, at: int) -> bytes:
 
 def _entry(raw: bytes) -> Entry | None:
     found = dict(attributes(raw))
-    protocol = _PROTOCOL_NAMES.get(found[_PROTOCOL][0])
-    if protocol is None:
+    protocol = _PROTOCOL_NAMES.get(number(found.get(_PROTOCOL, b"")))
+    if protocol is None or _IP not in found or _PORT not in found:
         return None
     return Entry(
         source=ip_address(found[_IP][4:]),

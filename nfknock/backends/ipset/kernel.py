@@ -21,7 +21,7 @@ from nfknock import netlink
 from nfknock.backends.ipset.entry import ADT, NESTED, Entry, read_entries, read_members, write_entry
 from nfknock.backends.ipset.explained import NoTypeError, explained, reading
 from nfknock.core.model import Family, IPAddress
-from nfknock.errors import MissingDependencyError
+from nfknock.errors import BackendError, MissingDependencyError
 
 # linux/netfilter/ipset/ip_set.h; what stands in a set's head has other numbers than what stands in an entry.
 _SUBSYSTEM, _LIST, _ADD, _DELETE = 6, 7, 9, 10
@@ -143,14 +143,14 @@ class Sets:
         return found
 
     def members(self, name: str) -> list[str]:
-        """Return the sets in a list; none if there is no such list."""
+        """Return the sets in a list, somebody else's too; none if there is no such list."""
         return [member for answer in self._named(name) for member in read_members(answer)]
 
     def entries(self, name: str, sources: Collection[IPAddress] | None = None) -> list[Entry | None]:
         """Return what a set has, for some sources alone if they are given; nothing if there is no such set."""
         packed = None if sources is None else {source.packed for source in sources}
         found = [entry for answer in self._named(name) for entry in read_entries(answer, packed)]
-        if found:
+        if any(found):
             self.used.add(name)
         if sources is None:
             self._known[name] = {entry.source for entry in found if entry}
@@ -180,12 +180,15 @@ class Sets:
         """Have a set that a list looks at."""
         if self._rehearsed is not None:
             return
-        self.used.add(name)
         # Whatever is known of it: somebody may have taken it out of the list, or destroyed it.
         if name not in self._known or not self.join(listed, name):
             if self._create(name, family, kind, self.size):
                 self._known[name] = set()
+            elif name not in self.heads():
+                # In the list, one of another type would let its members in to every port.
+                raise BackendError(f"making the set {name}: somebody else has one of that name; rename or destroy it")
             self.join(listed, name)
+        self.used.add(name)
 
     def join(self, listed: str, name: str) -> bool:
         """Have a list look at a set; False if there is no such set."""
@@ -252,9 +255,16 @@ class Sets:
             self._rehearsed.append(f"- create {name}")
             return
         if listed:
-            with explained(f"taking the set {name} out of {listed}", gone=(errno.ENOENT, _EXISTS)):
-                self._open().delete(listed, name, etype="set")
+            self.leave(listed, name)
         self._destroy(name)
+
+    def leave(self, listed: str, name: str) -> None:
+        """Have a list look at a set no more."""
+        if self._rehearsed is not None:
+            self._rehearsed.append(f"- add {listed} {name}")
+            return
+        with explained(f"taking the set {name} out of {listed}", gone=(errno.ENOENT, _EXISTS)):
+            self._open().delete(listed, name, etype="set")
 
     def supports(self, kind: str) -> bool:
         """Whether the kernel has a type of sets."""

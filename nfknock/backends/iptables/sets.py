@@ -143,7 +143,7 @@ class SetStore:
         for reason, parts in closed.items():
             strange += [Strange(hole=hole, reason=reason) for hole in _join(parts)]
             strange += [] if parts else [Strange(hole=None, reason=f"{table.family}: {reason}")]
-        return strange + self._clear_chains(table) + self._retire(table, doors)
+        return strange + self._clear_chains(table) + self._clear_lists(table) + self._retire(table, doors)
 
     def damage(self, table: FilterTable, chains: Iterable[str]) -> list[str]:
         found: list[str] = []
@@ -210,7 +210,10 @@ class SetStore:
                 yield from ((name, entry, _part(entry, self._clock())) for entry in self._sets.entries(name, sources))
 
     def _names(self, family: Family, chain: str) -> list[str]:
-        return self._sets.members(_LISTS[chain][family])
+        """Return the doors' sets in a list. What else somebody put there has no holes."""
+        listed = _LISTS[chain][family]
+        heads = self._sets.heads()
+        return [name for name in self._sets.members(listed) if name in heads and name.startswith(f"{listed}-")]
 
     def _openings(self, name: str) -> set[tuple[object, Opening]]:
         return {(entry.source, entry.opening) for entry in self._sets.entries(name) if entry}
@@ -229,6 +232,19 @@ class SetStore:
                 table.delete(chain, entry)
             reason = f"{table.family}: a rule in {chain} that is no hole was taken out"
             strange += [Strange(hole=None, reason=reason)] if others else []
+        return strange
+
+    def _clear_lists(self, table: FilterTable) -> list[Strange]:
+        """Take somebody else's sets out of the lists, where they let in whoever is in them; the sets stay."""
+        strange = []
+        for chain in hole_chains(table):
+            listed = _LISTS[chain][table.family]
+            own = self._names(table.family, chain)
+            for name in self._sets.members(listed):
+                if name not in own:
+                    self._sets.leave(listed, name)
+                    reason = f"the set {name}, which is no door's, was taken out of {listed}"
+                    strange.append(Strange(hole=None, reason=reason))
         return strange
 
     def _retire(self, table: FilterTable, doors: Iterable[str]) -> list[Strange]:
