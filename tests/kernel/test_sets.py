@@ -232,6 +232,28 @@ def test_a_set_that_would_be_too_small_stays(namespace: None) -> None:
     assert {name for name in Sets(1).heads() if "!" in name} == set()
 
 
+@pytest.mark.parametrize("is_in_list", [False, True])
+@pytest.mark.parametrize("size", [64, 4096])
+def test_what_somebody_left_who_was_killed_amid_a_resize_is_no_door_s(
+    backend: IptablesBackend, size: int, *, is_in_list: bool
+) -> None:
+    from pyroute2.ipset import PortEntry
+
+    backend.open([hole(seconds=None)])
+    with ipset() as there:
+        there.create("nfknock4-ssh!", "hash:ip,port", timeout=60, counters=True, comment=True)
+        there.add("nfknock4-ssh!", ("192.0.2.9", PortEntry(22, 6)), etype="ip,port", timeout=0)
+        if is_in_list:
+            there.add("nfknock4", "nfknock4-ssh!", etype="set")
+    assert backend.state(PLAN).applied
+    heir = of("ipset", size=size)
+    heir.apply(PLAN)
+    with ipset() as there:
+        assert "nfknock4-ssh!" not in [each.get_attr("IPSET_ATTR_SETNAME") for each in there.list()]
+    assert [each.key for each in heir.close([hole().key])] == [hole().key]
+    assert heir.holes() == []
+
+
 def test_sets_of_doors_that_are_gone_are_destroyed(backend: IptablesBackend) -> None:
     backend.open([hole(), hole(door="web")])
     [gone] = backend.clear_out({"ssh": frozenset(hole().opens)})

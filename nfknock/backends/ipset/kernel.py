@@ -42,8 +42,13 @@ _LIST_TYPE = "list:set"
 # Lists and, behind a hyphen, doors' sets: what else begins like this is somebody else's.
 _OWN = {
     _LIST_TYPE: re.compile("nfknock[46]f?"),
-    "hash:ip,port": re.compile("nfknock[46]-.+"),
-    "hash:ip,port,ip": re.compile("nfknock[46]f-.+"),
+    "hash:ip,port": re.compile("nfknock[46]-[^!]+"),
+    "hash:ip,port,ip": re.compile("nfknock[46]f-[^!]+"),
+}
+# What a set is exchanged for to have another size. One that is found was left there by somebody who was killed.
+_SPARE = {
+    "hash:ip,port": re.compile("nfknock[46]-.+!"),
+    "hash:ip,port,ip": re.compile("nfknock[46]f-.+!"),
 }
 # How many doors a list has room for; the kernel allows 65536.
 _LIST_SIZE = 4096
@@ -126,13 +131,17 @@ class Sets:
 
     def heads(self) -> dict[str, Head]:
         """Return every set of ours. A kernel without sets has none."""
+        return self._heads(_OWN)
+
+    def _heads(self, names: dict[str, re.Pattern[str]]) -> dict[str, Head]:
+        """Return the sets whose type and name these are."""
         found = {}
         try:
             for answer in self._ask(netlink.attribute(_FLAGS, _HEADS_ONLY)):
                 head = dict(netlink.attributes(answer, 4))
                 name = netlink.text(head.get(_SETNAME, b""))
                 kind = netlink.text(head.get(_TYPENAME, b""))
-                if kind in _OWN and _OWN[kind].fullmatch(name):
+                if kind in names and names[kind].fullmatch(name):
                     data = dict(netlink.attributes(head.get(_DATA, b"")))
                     size, references = (netlink.number(data.get(each, b"")) for each in (_SIZE, _REFERENCES))
                     found[name] = Head(kind, size, references)
@@ -228,6 +237,7 @@ class Sets:
             self._rehearsed.append(f"+ create {name} maxelem {self.size}")
             return
         other = f"{name[:30]}!"
+        self._destroy_spare(other)
         with explained(f"making room in the set {name}"):
             self._create(other, family, kind, self.size)
         try:
@@ -240,6 +250,8 @@ class Sets:
     def collect(self, keep: Collection[str] = ()) -> bool:
         """Destroy the sets that no rule leads to, but for those to `keep`; False if there is none."""
         before = self.heads()
+        for name in self._heads(_SPARE):
+            self._destroy_spare(name)
         for name, head in before.items():
             if head.type == _LIST_TYPE and not head.references and name not in keep:
                 self._destroy(name)
@@ -263,7 +275,7 @@ class Sets:
         if self._rehearsed is not None:
             self._rehearsed.append(f"- add {listed} {name}")
             return
-        with explained(f"taking the set {name} out of {listed}", gone=(errno.ENOENT, _EXISTS)):
+        with explained(f"taking the set {name} out of {listed}", gone=(errno.ENOENT, _EXISTS, _NO_MEMBER)):
             self._open().delete(listed, name, etype="set")
 
     def supports(self, kind: str) -> bool:
@@ -328,6 +340,10 @@ class Sets:
         self.used.discard(name)
         with explained(f"destroying the set {name}", gone=(errno.ENOENT, _REFERENCED)):
             self._open().destroy(name)
+
+    def _destroy_spare(self, name: str) -> None:
+        # Versions before this one took it for a door's, and put it into the list.
+        self.destroy(name, name.partition("-")[0])
 
     def _named(self, name: str) -> Iterator[bytes]:
         try:
