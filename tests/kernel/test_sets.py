@@ -254,6 +254,16 @@ def test_what_somebody_left_who_was_killed_amid_a_resize_is_no_door_s(
     assert heir.holes() == []
 
 
+def test_a_set_that_somebody_made_who_was_killed_then_is_no_damage(backend: IptablesBackend) -> None:
+    with ipset() as there:
+        there.create("nfknock4-ssh", "hash:ip,port", timeout=60, counters=True, comment=True, maxelem=64)
+    assert of("ipset").state(PLAN).applied
+    backend.open([hole()])
+    with ipset() as there:
+        there.flush("nfknock4")
+    assert of("ipset").state(PLAN).damage == ("ipv4: nfknock4 does not look at the set nfknock4-ssh",)
+
+
 def test_sets_of_doors_that_are_gone_are_destroyed(backend: IptablesBackend) -> None:
     backend.open([hole(), hole(door="web")])
     [gone] = backend.clear_out({"ssh": frozenset(hole().opens)})

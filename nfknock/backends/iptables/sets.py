@@ -156,7 +156,9 @@ class SetStore:
             members = self._sets.members(listed)
             there = {name for name in heads if name.startswith(f"{listed}-")}
             used = {name for name in self._sets.used if name.startswith(f"{listed}-")}
-            found += [f"{listed} does not look at the set {name}" for name in sorted(there.difference(members))]
+            # One that is empty and new is what somebody left who was killed before it was put into the list.
+            missing = [name for name in sorted(there.difference(members)) if name in used or self._sets.entries(name)]
+            found += [f"{listed} does not look at the set {name}" for name in missing]
             found += [f"the set {name} is gone" for name in sorted(used - there)]
         return found
 
