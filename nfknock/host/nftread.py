@@ -125,7 +125,8 @@ def read() -> Ruleset | None:
 
 def read_own() -> Ruleset:
     """Return all chains, and the rules of nfknock's table alone: few, however many others there are. Raises OSError."""
-    return Ruleset(_read_chains(), _read_rules(_INET, OWN_TABLE), {})
+    rules = _ask(_GET_RULE, _INET, _named(_RULE_TABLE, OWN_TABLE))
+    return Ruleset(_read_chains(), _by_chain(rules), {})
 
 
 def first_rule(key: Key) -> list[Rule]:
@@ -143,9 +144,13 @@ def generation() -> int:
 
 
 def _read() -> Ruleset | None:
-    chains, rules = _read_chains(), _read_rules()
-    sets = dict(_each(_set, _ask(_GET_SET)))
-    return Ruleset(chains, rules, sets) if chains else None
+    chains = _read_chains()
+    rules, sets = _ask(_GET_RULE), _ask(_GET_SET)
+    # Each list is told by itself: a reload in between would give us the chains of one ruleset and the rules of another.
+    # The generation would tell, too, but it goes up with every element, as with bans, and nothing could be read there.
+    if chains != _read_chains():
+        raise InterruptedDumpError(errno.EINTR, "changed meanwhile")
+    return Ruleset(chains, _by_chain(rules), dict(_each(_set, sets))) if chains else None
 
 
 def _read_chains() -> dict[Key, Chain]:
@@ -157,9 +162,9 @@ def _read_chains() -> dict[Key, Chain]:
     return {chain.key: chain for chain in _each(_chain, _ask(_GET_CHAIN)) if chain.key[:2] not in asleep}
 
 
-def _read_rules(family: int = socket.AF_UNSPEC, table: str = "") -> dict[Key, list[Rule]]:
+def _by_chain(answers: Iterable[_Answer]) -> dict[Key, list[Rule]]:
     rules: dict[Key, list[Rule]] = {}
-    for rule in _each(_rule, _ask(_GET_RULE, family, _named(_RULE_TABLE, table) if table else b"")):
+    for rule in _each(_rule, answers):
         rules.setdefault(rule.key, []).append(rule)
     return rules
 

@@ -7,15 +7,18 @@ from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address
 from itertools import count
+from typing import Any
 
 import pytest
 
 from nfknock import netlink
+from nfknock.backends import FirewallState
 from nfknock.backends.nftables import NftablesBackend, elements, library, standing
 from nfknock.config.baseline import read_baseline
 from nfknock.core.model import Hole, Opening, Port
 from nfknock.core.plan import Plan
 from nfknock.errors import BackendError, BusyError
+from nfknock.host import nftread
 
 PLAN = Plan(
     baseline=read_baseline(None),
@@ -98,3 +101,26 @@ def test_what_changes_all_the_time_is_something_to_try_again(
     change_while_it_is_read(monkeypatch)
     with pytest.raises(BusyError, match="reading holes of nf_tables: changed meanwhile"):
         elements.names()
+
+
+def test_chains_and_rules_are_those_of_one_ruleset(namespace: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one is loaded between the two: by its policy the chain would have the last word, and accept."""
+
+    def load(policy: str, rule: str) -> None:
+        chain = f"type filter hook input priority filter; policy {policy}; {rule};"
+        library.run(f"add table inet host\ndelete table inet host\ntable inet host {{ chain input {{ {chain} }}; }}")
+
+    def ask(kind: int, *about: Any) -> Any:
+        if kind == nftread._GET_RULE and not loaded:
+            loaded.append(None)
+            load("accept", "counter")
+        return real(kind, *about)
+
+    load("drop", "tcp dport 443 accept")
+    loaded: list[None] = []
+    real = nftread._ask
+    monkeypatch.setattr(nftread, "_ask", ask)
+    backend = NftablesBackend()
+    backend.apply(PLAN)
+    assert loaded
+    assert backend.state(PLAN) == FirewallState(policy={"ipv4": "DROP", "ipv6": "DROP"}, damage=())
