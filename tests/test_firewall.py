@@ -251,6 +251,24 @@ def test_what_was_open_is_owed_until_it_is_back(kind: type[Flushed], caplog: pyt
     assert "the firewall was changed by somebody else: there is no plan; put back, with 1 hole" in caplog.messages
 
 
+def test_what_was_shut_after_a_flush_is_not_put_back() -> None:
+    backend = Flushed()
+    backend.apply(PLAN)
+    firewall = Firewall(lambda: backend)
+
+    async def shut_after_a_flush() -> None:
+        await firewall.start(PLAN, [DOOR])
+        firewall.open(replace(DOOR, open_timeout=60.0), SOURCE)
+        await firewall._write_openings()
+        backend.flush()
+        firewall.close("ssh", SOURCE)
+        await firewall._write_closings()
+        await firewall._look()
+
+    asyncio.run(shut_after_a_flush())
+    assert backend.holes() == []
+
+
 def test_what_is_owed_is_no_reason_to_put_back_rules_that_somebody_replaced() -> None:
     backend = Flushed()
     backend.apply(PLAN)

@@ -206,6 +206,9 @@ class Firewall:
         try:
             closed = await self._call(lambda: self._backend.close(wanted))
             self._note_closed(closed)
+            for key in wanted:
+                # Flushed before it could be shut, it is not to be put back either.
+                self._holes.pop(key, None)
             await self._cut(closed)
         except BackendError as exc:
             # What was opened again meanwhile stays open.
