@@ -13,7 +13,7 @@ from dataclasses import replace
 from nfknock.backends import Backend, Change, FirewallState, Strange
 from nfknock.core.model import Hole, IPAddress, Opening
 from nfknock.core.plan import Plan
-from nfknock.errors import BackendError, LockHeldError
+from nfknock.errors import BackendError, BusyError
 
 _Key = tuple[str, IPAddress]
 
@@ -147,7 +147,7 @@ def _open_known(backend: Backend, holes: Sequence[Hole]) -> None:
     """Open these holes; of one that leads to what this backend does not guard, as much as leads here."""
     try:
         backend.open(holes)
-    except LockHeldError:
+    except BusyError:
         raise
     except BackendError:
         if len(holes) > 1:

@@ -101,7 +101,7 @@ def read() -> Found:
     try:
         return Found(nftread.read() or Ruleset({}, {}, {}))
     except OSError as exc:
-        raise BackendError(f"reading the nf_tables ruleset: {library.reason(exc)}") from exc
+        raise library.unreadable("the nf_tables ruleset", exc) from exc
 
 
 def fitting(found: Found, plan: Plan, attach: str) -> Stand:
@@ -112,7 +112,7 @@ def fitting(found: Found, plan: Plan, attach: str) -> Stand:
         entrances = dict.fromkeys((*asked_for(found, attach), *_needed(foreign, plan, last_words)))
         guarded = {family for chain, family in last_words if str(chain) in entrances}
     except OSError as exc:
-        raise BackendError(f"reading the nf_tables ruleset: {library.reason(exc)}") from exc
+        raise library.unreadable("the nf_tables ruleset", exc) from exc
     finds_services = bool(guarded and plan.strays) and _kernel_finds_services()
     shut = frozenset(_FAMILIES.values()) - guarded
     return Stand(entrances=tuple(sorted(entrances)), shut=shut, finds_services=finds_services)
