@@ -248,7 +248,12 @@ class Lab:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         connection = self._closing.enter_context(self.client.socket(family, socket.SOCK_STREAM, source))
         connection.settimeout(within)
-        connection.connect((address, port))
+        try:
+            connection.connect((address, port))
+        except OSError:
+            # Or its kernel goes on trying, and strays between the knocks that come next.
+            connection.close()
+            raise
         connection.settimeout(5)
         return connection
 
