@@ -11,7 +11,7 @@ import pytest
 
 from tests.kernel.test_knocking import DOORS, KNOCKS, ready, reload, status
 from tests.lab import BASTION4, BASTION6, Daemon, Lab, is_root, wait_until
-from tests.setting import Setting
+from tests.setting import Setting, only_for
 
 NOBODY = 65534
 NONE = "0" * 16
@@ -108,6 +108,7 @@ def test_nothing_of_the_daemon_s_is_in_its_memory(lab: Lab) -> None:
         assert WORD.encode() not in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
+@only_for("iptables", "ipset")
 def test_with_nfqueue_there_is_none(lab: Lab) -> None:
     """The kernel asks for CAP_NET_ADMIN with every verdict."""
     lab.setting = Setting(reader="nfqueue")
