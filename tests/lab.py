@@ -264,12 +264,20 @@ class Lab:
         """
         lines = []
         for command in ("iptables-legacy-save", "ip6tables-legacy-save"):
-            text = self.bastion.run(command).stdout
-            lines += [line.split(" [")[0] for line in text.splitlines() if not line.startswith("#")]
+            lines += [line.split(" [")[0] for line in self._saved(command).splitlines() if not line.startswith("#")]
         ruleset = self.bastion.run("nft", "--stateless", "--terse", "list", "ruleset").stdout
         lines += _SETS_OF_HOLES.sub("", ruleset).splitlines()
         lines += self._entries()
         return "\n".join(line for line in lines if holes or "nfknock hole" not in line)
+
+    def _saved(self, command: str) -> str:
+        """Return what a program saves, told anew where a set was destroyed that a rule, which it has read, looks at."""
+        for _attempt in range(9):
+            done = self.bastion.run(command, check=False)
+            if done.returncode == 0:
+                return done.stdout
+            time.sleep(0.05)
+        return self.bastion.run(command).stdout
 
     def _entries(self) -> list[str]:
         sets, lines = Sets(0), []
