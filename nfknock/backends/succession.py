@@ -7,10 +7,11 @@ between, and what is established, allowed or open passes each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from nfknock.backends import Backend, Change, FirewallState, Strange
+from nfknock.backends.forwarding import guarded
 from nfknock.core.model import Hole, IPAddress, Opening
 from nfknock.core.plan import Plan
 from nfknock.errors import BackendError, BusyError
@@ -39,7 +40,7 @@ class Succession:
         if not predecessors:
             return self._chosen.apply(plan, holes=holes, dry_run=dry_run)
         before = self._not_shared(predecessors)
-        brought = [*holes, *_guarded(before.values(), plan)]
+        brought = [*holes, *guarded(before.values(), plan)]
         if dry_run:
             change = self._chosen.apply(plan, holes=brought, dry_run=True)
             gone = (f"# nfknock's part by the backend {each.name} is taken out" for each in predecessors)
@@ -131,7 +132,7 @@ class Succession:
         if shut:
             self._chosen.close(shut)
         if changed := [hole for key, hole in now.items() if not _is_same(hole, before.get(key))]:
-            self._chosen.open(_guarded(changed, plan))
+            self._chosen.open(guarded(changed, plan))
 
     def _standing(self) -> list[Backend]:
         """Return those whose holes count: the chosen one, unless another one stands in its place."""
@@ -158,14 +159,6 @@ def _open_known(backend: Backend, holes: Sequence[Hole]) -> None:
         if here == list(holes):
             raise
         backend.open(hole for hole in here if hole.opens)
-
-
-def _guarded(holes: Iterable[Hole], plan: Plan) -> Iterator[Hole]:
-    """Yield as much of each hole as leads to what the plan guards."""
-    for hole in holes:
-        opens = tuple(each for each in hole.opens if each.to is None or each in plan.forwarded)
-        if opens:
-            yield replace(hole, opens=opens)
 
 
 def _is_same(hole: Hole, other: Hole | None) -> bool:

@@ -12,10 +12,10 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import TypeVar
 
 from nfknock.backends import Backend
+from nfknock.backends.forwarding import guarded
 from nfknock.core.model import Door, Hole, IPAddress
 from nfknock.core.plan import Plan
 from nfknock.daemon import control, logs
@@ -338,12 +338,8 @@ class Firewall:
     def _open_missing(self, plan: Plan, holes: list[Hole]) -> list[Hole]:
         """Open what is not; the rules, which somebody may have put in place for another plan, are left alone."""
         standing, now = {hole.key for hole in self._backend.holes()}, self._clock()
-        missing = [hole for hole in holes if hole.key not in standing and not hole.is_expired(now)]
-        due = [
-            replace(hole, opens=tuple(each for each in hole.opens if each.to is None or each in plan.forwarded))
-            for hole in missing
-        ]
-        return self._backend.open([hole for hole in due if hole.opens])
+        missing = (hole for hole in holes if hole.key not in standing and not hole.is_expired(now))
+        return self._backend.open(guarded(missing, plan))
 
     def _may_repair(self) -> bool:
         # Whoever took it out with `nfknock remove` meant it.

@@ -109,9 +109,9 @@ class Probe:
     @property
     def port_field(self) -> Field:
         """The port that it goes to."""
-        return (
-            Field(bytes(2), bytes(2), is_unlisted=True) if self.is_any_port else Field.of(self.port.number.to_bytes(2))
-        )
+        if self.is_any_port:
+            return Field(bytes(2), bytes(2), is_unlisted=True)
+        return Field.of(self.port.number.to_bytes(2))
 
     def goes_to(self, low: int, high: int) -> bool:
         """Whether it goes to one of these ports, both ends included; to any port at all if that is what they are."""

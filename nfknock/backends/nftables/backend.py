@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 
 from nfknock.backends import Change, FirewallState, Strange, forwarding, tracking
 from nfknock.backends.nftables import elements, layout, library, room, script, standing
@@ -218,13 +217,8 @@ class NftablesBackend:
         # Not before: where nothing of ours is left but sets, they go.
         known = {hole.key for hole in self.holes()}
         now = self._clock()
-        missing = [hole for hole in holes if hole.key not in known and not hole.is_expired(now)]
-        guarded = set(plan.forwarded)
-        due = [
-            replace(hole, opens=tuple(each for each in hole.opens if each.to is None or each in guarded))
-            for hole in missing
-        ]
-        return self.open(hole for hole in due if hole.opens)
+        missing = (hole for hole in holes if hole.key not in known and not hole.is_expired(now))
+        return self.open(forwarding.guarded(missing, plan))
 
     def remember(self) -> Callable[[], None]:
         past = script.Past(standing.read())

@@ -199,13 +199,15 @@ def _opened_here(plan: Plan) -> list[Opened]:
 
 def hidden(found: Found, plan: Plan, stand: Stand) -> list[Port]:
     """Return what doors open that the host's own chains let somebody in to, and that is shut nevertheless."""
+    versions = [version for version, family in _FAMILIES.items() if family not in stand.shut]
+    if not versions:
+        return []
     shut = {
         (conflict.opened, version)
         for conflict in conflicts(nftread.foreign(found.ruleset), _opened_here(plan))
         if conflict.fate == "drops"
         for version in conflict.versions
     }
-    versions = [version for version, family in _FAMILIES.items() if family not in stand.shut]
     return [each.port for each in _opened_here(plan) if any((each, version) not in shut for version in versions)]
 
 
