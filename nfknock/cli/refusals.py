@@ -13,13 +13,14 @@ from nfknock.backends import Backend
 from nfknock.backends.nftables import standing
 from nfknock.config import Config
 from nfknock.core.model import Family, Opening, Port, family_of
+from nfknock.core.plan import Plan
 from nfknock.core.reach import Visitor, way_in
 from nfknock.daemon.counting import locked_out
 from nfknock.doctor.neighbours import stranger_on
 from nfknock.errors import BackendError, NfknockError
 from nfknock.host import legacy, nftread, ssh
 from nfknock.host.conflicts import all_conflicts, legacy_conflicts
-from nfknock.host.interfaces import entrances
+from nfknock.host.interfaces import entrances, matching
 from nfknock.host.nftables import judge
 from nfknock.host.probe import Probe, network_of
 from nfknock.readers import owners
@@ -135,11 +136,17 @@ def _would_be_shut_by_nftables(config: Config, probe: Probe, *, is_let_in: bool)
     try:
         found = standing.read()
         shut = standing.fitting(found, config.plan, config.backend.attach).shut
-        if family not in shut and probe.port not in config.plan.opens:
+        if family not in shut and not _is_hidden(config.plan, probe):
             return False
         return is_let_in or all(each.fate != "drops" for each in judge(found.ruleset, probe))
     except (BackendError, OSError):
         return True  # unsure: then nobody is locked out
+
+
+def _is_hidden(plan: Plan, probe: Probe) -> bool:
+    """Whether doors open the port where the packet comes in: it is shut there whoever has the last word."""
+    is_theirs = not plan.interfaces or any(matching(each, [probe.interface]) for each in plan.interfaces)
+    return is_theirs and probe.port in plan.opens
 
 
 def _is_dropped(config: Config) -> Iterator[Reason]:

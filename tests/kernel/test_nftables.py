@@ -444,6 +444,16 @@ def test_a_session_that_the_host_lets_in_is_shut_by_nobody(lab: Lab, host: str) 
     assert f"refused: this shuts 22/tcp to {CLIENT4}" in done.stderr
 
 
+def test_nor_one_that_comes_where_nobody_knocks(lab: Lab) -> None:
+    """What doors open is hidden at the interfaces where they are."""
+    load(lab, inet(f"{NEEDED}; tcp dport 22 accept", "drop"))
+    lab.serve(22)
+    lab.configure(NFT.replace("[firewall]", '[firewall]\ninterfaces = ["wan0"]'))
+    done = over_ssh(lab, "apply")
+    assert (done.returncode, done.stdout) == (0, "changed\n")
+    assert lab.reaches(BASTION4, 22)
+
+
 def test_a_port_that_is_shut_already_is_not_shut_again(lab: Lab) -> None:
     lab.configure(NFT.replace("22/tcp", "2222/tcp"))
     over_ssh(lab, "apply", "--force")
