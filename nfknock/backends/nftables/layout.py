@@ -15,7 +15,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2s
 
-from nfknock.core.model import Family, Opening, Port, Rule, family_of
+from nfknock.backends.nftables.words import (
+    ADDRESS,
+    ICMP,
+    Statement,
+    coming_in_at,
+    fitting,
+    of_rule,
+    statement,
+    to_ports,
+)
+from nfknock.core.model import Family, Opening, family_of
 from nfknock.core.plan import (
     ADMIT_MARK,
     KNOCKS_AT_ONCE,
@@ -57,19 +67,8 @@ ENTRANCE_COMMENT = "nfknock: what it opens"
 UNMARK_COMMENT = "nfknock: marks from before"
 
 _FAMILIES: tuple[Family, ...] = ("ipv4", "ipv6")
-_ADDRESS: dict[Family, str] = {"ipv4": "ip", "ipv6": "ip6"}
-_ICMP: dict[Family, str] = {"ipv4": "icmp", "ipv6": "ipv6-icmp"}
-_ICMP_TYPES: dict[Family, dict[int, str]] = {
-    "ipv4": {0: "echo-reply", 3: "destination-unreachable", 8: "echo-request", 11: "time-exceeded"}
-    | {12: "parameter-problem"},
-    "ipv6": {1: "destination-unreachable", 2: "packet-too-big", 3: "time-exceeded", 4: "parameter-problem"}
-    | {128: "echo-request", 129: "echo-reply", 130: "mld-listener-query", 131: "mld-listener-report"}
-    | {132: "mld-listener-done", 133: "nd-router-solicit", 134: "nd-router-advert", 135: "nd-neighbor-solicit"}
-    | {136: "nd-neighbor-advert", 137: "nd-redirect", 143: "mld2-listener-report"},
-}
 _JUMP_COMMENT = re.compile(r"nfknock: holes and knocks \(plan (?P<digest>[0-9a-f]{8})\)")
 _PASSES = "passes "
-_LONGEST_COMMENT = 127
 # As the backend iptables does it (docs/design/0012-nflog.md).
 _COPIES_AT_ONCE = "limit rate 1000/second burst 100 packets"
 
@@ -86,17 +85,6 @@ class Stand:
     entrances: tuple[str, ...] = ()
     shut: frozenset[Family] = frozenset(_FAMILIES)
     finds_services: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Statement:
-    """One rule: what nft reads, and the comment by which it is known again."""
-
-    text: str
-    comment: str
-
-    def __str__(self) -> str:
-        return f'{self.text} comment "{self.comment}"'
 
 
 Chains = dict[str, list[Statement]]
@@ -145,7 +133,7 @@ def read_digest(comment: str) -> str:
 
 def record(places: Iterable[str]) -> list[Statement]:
     """Return the rules of ENTRANCES."""
-    return [_rule("continue", f"{_PASSES}{place}") for place in places]
+    return [statement("continue", f"{_PASSES}{place}") for place in places]
 
 
 def read_entrance(comment: str) -> str:
@@ -174,10 +162,10 @@ def _unmark(stand: Stand) -> Iterator[Statement]:
 
 def _entry(plan: Plan, stand: Stand) -> Iterator[Statement]:
     yield from _unmark(stand)
-    yield _rule(f"jump {MAIN}", f"holes and knocks (plan {digest(plan, stand)})")
+    yield statement(f"jump {MAIN}", f"holes and knocks (plan {digest(plan, stand)})")
     if len(stand.shut) == 1:
         [family] = stand.shut
-        yield _rule(f"meta nfproto {family} drop", f"nothing else ({family})")
+        yield statement(f"meta nfproto {family} drop", f"nothing else ({family})")
     yield from _hidden(plan, stand)
 
 
@@ -187,24 +175,24 @@ def _hidden(plan: Plan, stand: Stand) -> Iterator[Statement]:
         if family in stand.shut:
             continue
         for interface in plan.interfaces or ("",):
-            where = _on(interface) or 'iifname != "lo" '
-            for match in _ports(plan.opens):
+            where = coming_in_at(interface) or 'iifname != "lo" '
+            for match in to_ports(plan.opens):
                 what = f"{where}meta nfproto {family} {match} ct state new,invalid,untracked"
-                yield _rule(f"{what} drop", f"shut without a knock ({family})")
+                yield statement(f"{what} drop", f"shut without a knock ({family})")
 
 
 def _main(plan: Plan, stand: Stand) -> Iterator[Statement]:
     yield from _cuts(plan)
     for family in _FAMILIES:
         if family not in stand.shut:
-            yield _rule(f'meta nfproto {family} iifname "lo" return', "what goes on in the host")
+            yield statement(f'meta nfproto {family} iifname "lo" return', "what goes on in the host")
     yield from _rules(plan, stand)
     # What is no knock is dropped there too, as at the end of everything; or it is for the host's chain to decide on.
-    knocks = [""] if len(stand.shut) == len(_FAMILIES) else [f"{match} " for match in _ports(plan.knock_ports)]
+    knocks = [""] if len(stand.shut) == len(_FAMILIES) else [f"{match} " for match in to_ports(plan.knock_ports)]
     for chain, matches in ((HOLES, [""]), (KNOCKS, knocks)):
         for interface in plan.interfaces or ("",):
             for match in matches:
-                yield Statement(f"{_on(interface)}{match}jump {chain}", JUMPS[chain])
+                yield Statement(f"{coming_in_at(interface)}{match}jump {chain}", JUMPS[chain])
     if plan.strays:
         yield from _strays(plan.strays, plan.interfaces, stand)
 
@@ -214,11 +202,11 @@ def _rules(plan: Plan, stand: Stand) -> Iterator[Statement]:
         for family in _FAMILIES:
             # Where the host's chain has the last word, it also knows what the host needs.
             if family in stand.shut and rule.concerns(family):
-                yield _of(rule, family, rule.verdict)
+                yield of_rule(rule, family, rule.verdict)
     for rule in plan.allowed:
         for family in _FAMILIES:
             if rule.concerns(family):
-                yield _of(rule, family, f"goto {ADMIT}" if rule.verdict == "accept" else rule.verdict)
+                yield of_rule(rule, family, f"goto {ADMIT}" if rule.verdict == "accept" else rule.verdict)
 
 
 def _strays(strays: Strays, interfaces: Iterable[str], stand: Stand) -> Iterator[Statement]:
@@ -232,47 +220,47 @@ def _strays(strays: Strays, interfaces: Iterable[str], stand: Stand) -> Iterator
             yield from _no_strays(family)
         for interface in tuple(interfaces) or ("",):
             for kind in kinds:
-                match = f"{_on(interface)}meta nfproto {family} fib daddr type local {kind} {limit}"
-                yield _rule(f"{match} log group {strays.group} queue-threshold 1", STRAYS)
+                match = f"{coming_in_at(interface)}meta nfproto {family} fib daddr type local {kind} {limit}"
+                yield statement(f"{match} log group {strays.group} queue-threshold 1", STRAYS)
 
 
 def _no_strays(family: Family) -> Iterator[Statement]:
     """What is still on its way to the host's chain, which has the last word, and may let it in."""
-    yield _rule(f"meta nfproto {family} ct state != new return", "sessions")
+    yield statement(f"meta nfproto {family} ct state != new return", "sessions")
     for is_wildcard in (0, 1):
-        yield _rule(f"meta nfproto {family} socket wildcard {is_wildcard} return", SERVICES)
+        yield statement(f"meta nfproto {family} socket wildcard {is_wildcard} return", SERVICES)
 
 
 def _admit(stand: Stand) -> Iterator[Statement]:
     mark = f"meta mark set {ADMIT_MARK:#x} " if stand.entrances else ""
-    yield _rule(f"{mark}accept", "what is let in")
+    yield statement(f"{mark}accept", "what is let in")
 
 
 def _cuts(plan: Plan) -> Iterator[Statement]:
     # See the backend iptables: what a service goes on sending must not bring back what was cut.
     here = [opening.port for opening in plan.cut if opening.to is None]
-    for match in _ports(here):
-        yield _rule(f"{match} ct direction reply drop", "sessions that were cut")
+    for match in to_ports(here):
+        yield statement(f"{match} ct direction reply drop", "sessions that were cut")
 
 
 def _knocks(plan: Plan) -> Iterator[Statement]:
     nobody = "nobody knocks from these addresses"
-    yield _rule("meta nfproto ipv4 fib saddr type { local, broadcast, multicast } drop", nobody)
-    yield _rule("meta nfproto ipv6 fib saddr type { local, multicast } drop", nobody)
+    yield statement("meta nfproto ipv4 fib saddr type { local, broadcast, multicast } drop", nobody)
+    yield statement("meta nfproto ipv6 fib saddr type { local, multicast } drop", nobody)
     # The backend iptables has the reasons.
     everybody = "nobody knocks at these addresses"
-    yield _rule("meta nfproto ipv4 fib daddr type { broadcast, multicast } drop", everybody)
-    yield _rule("meta nfproto ipv6 fib daddr type multicast drop", everybody)
+    yield statement("meta nfproto ipv4 fib daddr type { broadcast, multicast } drop", everybody)
+    yield statement("meta nfproto ipv6 fib daddr type multicast drop", everybody)
     bare_syn = "meta l4proto tcp tcp flags & 0x17 == 0x2"
     for match in (bare_syn, "meta l4proto udp"):
-        yield _rule(f"{match} ct state invalid drop", "damaged knocks")
+        yield statement(f"{match} ct state invalid drop", "damaged knocks")
     if plan.answer == "reject" and plan.reader == "nfqueue":
         yield from _rejections(f"meta mark {REJECT_MARK:#x} ")
     verdict = f"goto {COPIES}" if plan.reader == "nflog" else f"queue num {plan.queue}"
-    for match in _ports(plan.knock_ports):
+    for match in to_ports(plan.knock_ports):
         if plan.knocks_a_second:
-            yield from (_rule(f"{match} {limit} counter drop", TOO_MANY) for limit in _limits(plan.knocks_a_second))
-        yield _rule(f"{match} {verdict}", "knocks")
+            yield from (statement(f"{match} {limit} counter drop", TOO_MANY) for limit in _limits(plan.knocks_a_second))
+        yield statement(f"{match} {verdict}", "knocks")
 
 
 def limited_sets() -> Iterator[tuple[str, str]]:
@@ -291,13 +279,13 @@ def _limits(a_second: int) -> Iterator[str]:
 
 
 def _copies(plan: Plan) -> Iterator[Statement]:
-    yield _rule(f"{_COPIES_AT_ONCE} goto {AT_ONCE}", "few knocks are heard at once")
-    yield _rule(f"log group {plan.queue}", "knocks")
+    yield statement(f"{_COPIES_AT_ONCE} goto {AT_ONCE}", "few knocks are heard at once")
+    yield statement(f"log group {plan.queue}", "knocks")
     yield from _answers(plan)
 
 
 def _copies_at_once(plan: Plan) -> Iterator[Statement]:
-    yield _rule(f"log group {plan.queue} queue-threshold 1", "knocks")
+    yield statement(f"log group {plan.queue} queue-threshold 1", "knocks")
     yield from _answers(plan)
 
 
@@ -305,45 +293,47 @@ def _answers(plan: Plan) -> Iterator[Statement]:
     if plan.answer == "reject":
         yield from _rejections("")
     else:
-        yield _rule("drop", "knocks")
+        yield statement("drop", "knocks")
 
 
 def _rejections(match: str) -> Iterator[Statement]:
-    yield _rule(f"{match}meta l4proto tcp reject with tcp reset", "answers to knocks")
-    yield _rule(f"{match}reject", "answers to knocks")
+    yield statement(f"{match}meta l4proto tcp reject with tcp reset", "answers to knocks")
+    yield statement(f"{match}reject", "answers to knocks")
 
 
 def _forwarded(plan: Plan) -> Iterator[Statement]:
     # The rules are those of the backend iptables, and so are the reasons (docs/design/0009).
     for opening in plan.forwarded:
-        yield _rule(f"{_sessions(opening, 'reply')} ct state established,related goto {ADMIT}", "forwarded sessions")
+        yield statement(
+            f"{_sessions(opening, 'reply')} ct state established,related goto {ADMIT}", "forwarded sessions"
+        )
         if opening in plan.cut:
-            yield _rule(f"{_sessions(opening, 'original')} drop", "sessions that were cut")
+            yield statement(f"{_sessions(opening, 'original')} drop", "sessions that were cut")
         else:
             known = f"{_sessions(opening, 'original')} ct state established,related"
-            yield _rule(f"{known} goto {ADMIT}", "forwarded sessions")
+            yield statement(f"{known} goto {ADMIT}", "forwarded sessions")
     # nft knows ports of a tracked session for packets of its own protocol alone; what ICMP says of one has none.
     for host in dict.fromkeys(opening.to for opening in plan.forwarded if opening.to):
         family = family_of(host)
-        errors = f"meta l4proto {_ICMP[family]} ct state related ct reply {_ADDRESS[family]} saddr {host}"
-        yield _rule(f"{errors} goto {ADMIT}", "errors about forwarded sessions")
+        errors = f"meta l4proto {ICMP[family]} ct state related ct reply {ADDRESS[family]} saddr {host}"
+        yield statement(f"{errors} goto {ADMIT}", "errors about forwarded sessions")
     for interface in plan.interfaces or ("",):
         for opening in plan.forwarded:
-            yield Statement(f"{_on(interface)}{_towards(opening)} jump {FORWARD_HOLES}", JUMPS[FORWARD_HOLES])
+            yield Statement(f"{coming_in_at(interface)}{_towards(opening)} jump {FORWARD_HOLES}", JUMPS[FORWARD_HOLES])
     for interface in plan.interfaces or ("",):
         for opening in plan.forwarded:
-            yield Statement(f"{_on(interface)}{_towards(opening)} drop", guard_comment(opening))
+            yield Statement(f"{coming_in_at(interface)}{_towards(opening)} drop", guard_comment(opening))
 
 
 def guard_comment(opening: Opening) -> str:
     """Return the comment of the rule that shuts a port on a host behind to whoever has no hole."""
-    return _fit(f"nfknock: shut without a knock: {opening}")
+    return fitting(f"nfknock: shut without a knock: {opening}")
 
 
 def _sessions(opening: Opening, direction: str) -> str:
     """Match sessions that a port on a host behind answers ("reply") or has begun ("original")."""
     assert opening.to is not None
-    address, port = _ADDRESS[family_of(opening.to)], opening.port
+    address, port = ADDRESS[family_of(opening.to)], opening.port
     ends = f"ct {direction} {address} saddr {opening.to} ct {direction} proto-src {port.number}"
     return f"meta l4proto {port.protocol} {ends}"
 
@@ -351,58 +341,4 @@ def _sessions(opening: Opening, direction: str) -> str:
 def _towards(opening: Opening) -> str:
     assert opening.to is not None
     port = opening.port
-    return f"{_ADDRESS[family_of(opening.to)]} daddr {opening.to} {port.protocol} dport {port.number}"
-
-
-def _of(rule: Rule, family: Family, verdict: str) -> Statement:
-    # As nft lists it, so that a dry run shows what is different and nothing else.
-    is_told_by_more = rule.icmp_type is not None or rule.source is not None
-    words = [] if is_told_by_more else [f"meta nfproto {family}"]
-    if rule.interface:
-        words.append(_on(rule.interface).strip())
-    if rule.source is not None:
-        source = rule.source.network_address if rule.source.num_addresses == 1 else rule.source
-        words.append(f"{_ADDRESS[family]} saddr {source}")
-    if rule.icmp_type is not None:
-        name = _ICMP_TYPES[family].get(rule.icmp_type, rule.icmp_type)
-        words.append(f"{'icmp' if family == 'ipv4' else 'icmpv6'} type {name}")
-    elif rule.source_port is not None or rule.ports:
-        words += [f"{rule.protocol} sport {rule.source_port}"] if rule.source_port is not None else []
-        words += [f"{rule.protocol} dport {_set(rule.ports)}"] if rule.ports else []
-    elif rule.protocol:
-        words.append(f"meta l4proto {_ICMP['ipv6'] if rule.protocol == 'icmpv6' else rule.protocol}")
-    if rule.hop_limit is not None:
-        words.append(f"ip6 hoplimit {rule.hop_limit}")
-    if rule.states:
-        words.append(f"ct state {','.join(rule.states).lower()}")
-    return _rule(" ".join((*words, verdict)), rule.comment)
-
-
-def _ports(ports: Iterable[Port]) -> Iterator[str]:
-    ports = tuple(ports)
-    for protocol in ("tcp", "udp"):
-        numbers = sorted({port.number for port in ports if port.protocol == protocol})
-        if numbers:
-            yield f"{protocol} dport {_set(numbers)}"
-
-
-def _set(numbers: Iterable[int]) -> str:
-    written = ", ".join(map(str, numbers))
-    return f"{{ {written} }}" if "," in written else written
-
-
-def _on(interface: str) -> str:
-    if not interface:
-        return ""
-    name = f"{interface[:-1]}*" if interface.endswith("+") else interface
-    return f'iifname "{name}" '
-
-
-def _rule(text: str, comment: str) -> Statement:
-    return Statement(text, _fit(f"nfknock: {comment}"))
-
-
-def _fit(comment: str) -> str:
-    """Make a comment fit into nft's language, which has no escapes, and into the kernel's record of it."""
-    plain = comment.replace('"', "'").replace("\n", " ").replace("\\", "/")
-    return plain.encode()[:_LONGEST_COMMENT].decode(errors="ignore")
+    return f"{ADDRESS[family_of(opening.to)]} daddr {opening.to} {port.protocol} dport {port.number}"
