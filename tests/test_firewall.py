@@ -45,6 +45,12 @@ async def open_until(firewall: Firewall, text: str, caplog: pytest.LogCaptureFix
     await running
 
 
+async def start_with_a_hole(firewall: Firewall, *, for_seconds: float = DOOR.open_timeout) -> None:
+    await firewall.start(PLAN, [DOOR])
+    firewall.open(replace(DOOR, open_timeout=for_seconds), SOURCE)
+    await firewall._write_openings()
+
+
 def test_what_the_kernel_takes_away_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     backend = Forgetful()
     backend.apply(PLAN)
@@ -61,9 +67,7 @@ def test_what_somebody_shut_before_its_time_is_not(caplog: pytest.LogCaptureFixt
     firewall = Firewall(lambda: backend)
 
     async def shut_early() -> None:
-        await firewall.start(PLAN, [DOOR])
-        firewall.open(replace(DOOR, open_timeout=60.0), SOURCE)
-        await firewall._write_openings()
+        await start_with_a_hole(firewall, for_seconds=60.0)
         backend.close([("ssh", SOURCE)])
         await firewall._look()
 
@@ -119,9 +123,7 @@ def test_what_cannot_be_repaired_keeps_nothing_open(caplog: pytest.LogCaptureFix
 
     async def look_after_the_end() -> None:
         nonlocal now
-        await firewall.start(PLAN, [DOOR])
-        firewall.open(DOOR, SOURCE)
-        await firewall._write_openings()
+        await start_with_a_hole(firewall)
         now += 2 * DOOR.open_timeout
         await firewall._look()
 
@@ -140,9 +142,7 @@ def test_what_cannot_be_repaired_is_shut_though_the_clock_was_set_back() -> None
 
     async def look_until_shut() -> None:
         nonlocal now
-        await firewall.start(PLAN, [DOOR])
-        firewall.open(replace(DOOR, open_timeout=0.1), SOURCE)
-        await firewall._write_openings()
+        await start_with_a_hole(firewall, for_seconds=0.1)
         now -= 3600
         give_up_at = time.monotonic() + 20
         while backend.holes() and time.monotonic() < give_up_at:
@@ -234,9 +234,7 @@ def test_what_was_open_is_owed_until_it_is_back(kind: type[Flushed], caplog: pyt
     firewall = Firewall(lambda: backend)
 
     async def look_after_a_flush() -> None:
-        await firewall.start(PLAN, [DOOR])
-        firewall.open(replace(DOOR, open_timeout=60.0), SOURCE)
-        await firewall._write_openings()
+        await start_with_a_hole(firewall, for_seconds=60.0)
         await firewall._look()
         if isinstance(backend, FlushedUnderOurEyes):
             backend.is_due = True
@@ -257,9 +255,7 @@ def test_what_was_shut_after_a_flush_is_not_put_back() -> None:
     firewall = Firewall(lambda: backend)
 
     async def shut_after_a_flush() -> None:
-        await firewall.start(PLAN, [DOOR])
-        firewall.open(replace(DOOR, open_timeout=60.0), SOURCE)
-        await firewall._write_openings()
+        await start_with_a_hole(firewall, for_seconds=60.0)
         backend.flush()
         firewall.close("ssh", SOURCE)
         await firewall._write_closings()
@@ -276,9 +272,7 @@ def test_what_is_owed_is_no_reason_to_put_back_rules_that_somebody_replaced() ->
     other = replace(PLAN, knock_ports=(Port(7102),))
 
     async def look_after_another_apply() -> None:
-        await firewall.start(PLAN, [DOOR])
-        firewall.open(replace(DOOR, open_timeout=60.0), SOURCE)
-        await firewall._write_openings()
+        await start_with_a_hole(firewall, for_seconds=60.0)
         backend.is_repaired_by_halves = True
         backend.flush()
         await firewall._look()
