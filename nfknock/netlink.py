@@ -154,6 +154,19 @@ def first(raw: bytes) -> tuple[int, bytes]:
     return kind & _TYPE_MASK, raw[_ATTRIBUTE.size : size]
 
 
+def find(raw: bytes, kind: int) -> bytes:
+    """Return the content of the first attribute with this number, without a look at those behind it; b"" for none."""
+    at, unpack, last = 0, _ATTRIBUTE.unpack_from, len(raw) - _ATTRIBUTE.size
+    while at <= last:
+        size, found = unpack(raw, at)
+        if size < _ATTRIBUTE.size:
+            break
+        if found & _TYPE_MASK == kind:
+            return raw[at + _ATTRIBUTE.size : at + size]
+        at += (size + 3) & ~3
+    return b""
+
+
 def attribute(kind: int, content: bytes) -> bytes:
     """Return one attribute, as it stands in a question."""
     size = _ATTRIBUTE.size + len(content)

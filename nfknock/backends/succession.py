@@ -74,13 +74,13 @@ class Succession:
 
     def close(self, holes: Iterable[tuple[str, IPAddress]]) -> list[Hole]:
         keys = tuple(holes)
-        return _distinct(hole for each in self._standing() for hole in each.close(keys))
+        return _distinct([each.close(keys) for each in self._standing()])
 
     def sweep(self) -> list[Hole]:
         return self._chosen.sweep()
 
     def holes(self) -> list[Hole]:
-        return _distinct(hole for each in self._standing() for hole in each.holes())
+        return _distinct([each.holes() for each in self._standing()])
 
     def state(self, plan: Plan | None = None) -> FirewallState:
         state = self._chosen.state(plan)
@@ -119,7 +119,7 @@ class Succession:
 
         return take_back
 
-    def clear_out(self, doors: Mapping[str, frozenset[Opening]]) -> list[Strange]:
+    def clear_out(self, doors: Mapping[str, frozenset[Opening]]) -> tuple[list[Strange], list[Hole]]:
         return self._chosen.clear_out(doors)
 
     def _not_shared(self, predecessors: Sequence[Backend]) -> dict[_Key, Hole]:
@@ -166,5 +166,8 @@ def _is_same(hole: Hole, other: Hole | None) -> bool:
     return other is not None and replace(hole, packets=other.packets, bytes=other.bytes) == other
 
 
-def _distinct(holes: Iterable[Hole]) -> list[Hole]:
-    return list({hole.key: hole for hole in holes}.values())
+def _distinct(holes: Sequence[list[Hole]]) -> list[Hole]:
+    """Return each backend's holes; one that two of them have, amid a move, is one."""
+    if len(holes) == 1:
+        return holes[0]
+    return list({hole.key: hole for some in holes for hole in some}.values())

@@ -81,20 +81,20 @@ def adopt(known: frozenset[Session]) -> tuple[frozenset[Session], tuple[str, ...
     return standing, ()
 
 
-def count_sessions(holes: Sequence[Hole]) -> dict[tuple[str, IPAddress], int]:
-    """Return how many tracked sessions each hole's source has with what it opens. Raises TrackingError."""
-    counts = {hole.key: 0 for hole in holes}
-    owners: dict[tuple[IPAddress, Opening], list[tuple[str, IPAddress]]] = {}
-    for hole in holes:
-        for opening in hole.opens:
-            owners.setdefault((hole.source, opening), []).append(hole.key)
+def count_sessions(holes: Sequence[Hole]) -> list[int]:
+    """Return for each hole how many tracked sessions its source has with what it opens. Raises TrackingError."""
+    counts = [0] * len(holes)
+    holes_of: dict[IPAddress, list[int]] = {}
+    for number, hole in enumerate(holes):
+        holes_of.setdefault(hole.source, []).append(number)
     for family in {_FAMILIES[hole.source.version] for hole in holes}:
         with _conntrack(family) as conntrack:
             for flow in filter(attrgetter("is_up"), _flows(conntrack)):
+                (source, behind), (_source, here) = next(flow.uses())
+                own = holes_of.get(source, ())
                 # A session with a host behind is none with this one, be it to the same port.
-                behind, here = next(flow.uses())
-                for key in owners.get(behind) or owners.get(here) or ():
-                    counts[key] += 1
+                for number in [each for each in own if behind in holes[each].opens] or own:
+                    counts[number] += behind in holes[number].opens or here in holes[number].opens
     return counts
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import click
 from nfknock.backends import Backend, FirewallState, make_backend
 from nfknock.cli.settings import Settings, pass_settings, warn
 from nfknock.core.lint import FEW_LEFT
-from nfknock.core.model import Hole, IPAddress
+from nfknock.core.model import Hole
 from nfknock.core.plan import Plan
 from nfknock.errors import NfknockError
 
@@ -47,12 +48,11 @@ def collect(settings: Settings, now: float) -> dict[str, Any]:
         (hole for hole in backend.holes() if not hole.is_expired(now)),
         key=lambda hole: (hole.door, hole.source.version, hole.source.packed),
     )
-    sessions = _sessions(holes)
     return {
         "version": 1,
         "firewall": _firewall(backend, state, plan),
         "daemon": _daemon(),
-        "holes": [_hole(hole, now, sessions.get(hole.key)) for hole in holes],
+        "holes": [_hole(hole, now, sessions) for hole, sessions in zip(holes, _sessions(holes), strict=True)],
     }
 
 
@@ -79,14 +79,14 @@ def _daemon() -> dict[str, Any]:
         return {"running": False}
 
 
-def _sessions(holes: list[Hole]) -> dict[tuple[str, IPAddress], int]:
+def _sessions(holes: list[Hole]) -> Sequence[int | None]:
     from nfknock.backends.tracking import count_sessions
 
     try:
         return count_sessions(holes)
     except NfknockError as exc:
         warn(f"sessions are not counted: {exc}")
-        return {}
+        return [None] * len(holes)
 
 
 def _hole(hole: Hole, now: float, sessions: int | None) -> dict[str, Any]:

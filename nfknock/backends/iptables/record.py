@@ -46,8 +46,10 @@ def join(parts: Iterable[Hole]) -> list[Hole]:
     """Return the holes that these parts make up."""
     found: dict[tuple[str, IPAddress], Hole] = {}
     for part in parts:
-        known = found.get(part.key)
-        found[part.key] = part if known is None else _joined(known, part)
+        key = part.key
+        known = found.setdefault(key, part)
+        if known is not part:
+            found[key] = _joined(known, part)
     return list(found.values())
 
 

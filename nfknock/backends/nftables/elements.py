@@ -182,12 +182,14 @@ def joined(parts: Iterable[Hole]) -> list[Hole]:
     """Return the holes that these parts make up."""
     found: dict[tuple[str, IPAddress], Hole] = {}
     for part in parts:
-        known = found.get(part.key)
-        if known is not None:
+        key = part.key
+        known = found.setdefault(key, part)
+        if known is not part:
             opens = (*known.opens, *(each for each in part.opens if each not in known.opens))
             opens = tuple(sorted(opens, key=_order))
-            part = replace(known, opens=opens, packets=known.packets + part.packets, bytes=known.bytes + part.bytes)  # noqa: PLW2901
-        found[part.key] = part
+            found[key] = replace(
+                known, opens=opens, packets=known.packets + part.packets, bytes=known.bytes + part.bytes
+            )
     return list(found.values())
 
 
@@ -314,8 +316,8 @@ def _opening(version: int, protocol: Protocol, port: bytes, behind: bytes) -> Op
 def _counters(content: dict[int, bytes]) -> tuple[int, int]:
     """Return packets and bytes, as the set's counter has them."""
     raw = content.get(_EXPRESSION) or netlink.first(content.get(_EXPRESSIONS, b""))[1]
-    counted = dict(attributes(dict(attributes(raw)).get(2, b"")))
-    return netlink.number(counted.get(2, b"")), netlink.number(counted.get(1, b""))
+    counted = netlink.find(raw, 2)
+    return netlink.number(netlink.find(counted, 2)), netlink.number(netlink.find(counted, 1))
 
 
 def _ask(kind: int, question: bytes, flags: int = netlink.DUMP) -> list[bytes]:
