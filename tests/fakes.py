@@ -99,7 +99,7 @@ class FakeBackend:
 
         return take_back
 
-    def clear_out(self, doors: Mapping[str, frozenset[Opening]]) -> list[Strange]:
+    def clear_out(self, doors: Mapping[str, frozenset[Opening]]) -> tuple[list[Strange], list[Hole]]:
         self._fail()
         gone = []
         for key, hole in list(self._holes.items()):
@@ -110,7 +110,7 @@ class FakeBackend:
             self._holes[key] = replace(hole, opens=opens)
             if not opens:
                 del self._holes[key]
-        return gone
+        return gone, self.holes()
 
     def _guard(self) -> None:
         self._holes = {key: hole for key, hole in map(self._guarded, self._holes.items()) if hole.opens}

@@ -8,12 +8,14 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 
 from nfknock.backends import Change, FirewallState
 from nfknock.core.model import Door, Hole, Opening, Port
 from nfknock.core.plan import Plan
+from nfknock.daemon import control
 from nfknock.daemon.firewall import Firewall
 from nfknock.errors import BackendError, BusyError
 from tests.fakes import FakeBackend
@@ -262,6 +264,41 @@ def test_what_was_shut_after_a_flush_is_not_put_back() -> None:
         await firewall._look()
 
     asyncio.run(shut_after_a_flush())
+    assert backend.holes() == []
+
+
+class ShutWhileRead(Flushed):
+    """A firewall in which somebody shuts everything, once, when the holes have been read and are not returned yet."""
+
+    is_due = False
+
+    def holes(self) -> list[Hole]:
+        found = super().holes()
+        if self.is_due:
+            self.is_due = False
+            self._holes = {}
+            # A file's date lags behind the clock by some milliseconds.
+            time.sleep(0.02)
+            control.note_closed()
+            time.sleep(0.02)
+        return found
+
+
+def test_what_is_shut_by_hand_while_it_is_read_is_not_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NFKNOCK_RUNTIME_DIR", str(tmp_path))
+    backend = ShutWhileRead()
+    backend.apply(PLAN)
+    firewall = Firewall(lambda: backend)
+
+    async def flush_after_a_look() -> None:
+        await start_with_a_hole(firewall, for_seconds=60.0)
+        backend.is_due = True
+        await firewall._look()
+        backend.flush()
+        await firewall._look()
+
+    asyncio.run(flush_after_a_look())
+    assert backend.state(PLAN).applied
     assert backend.holes() == []
 
 

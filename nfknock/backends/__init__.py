@@ -110,8 +110,11 @@ class Backend(Protocol):
     def remember(self) -> Callable[[], None]:
         """Remember nfknock's part as it is now; what is returned takes everything but holes back to that."""
 
-    def clear_out(self, doors: Mapping[str, frozenset[Opening]]) -> list[Strange]:
-        """Shut what is no hole of these doors (name and what it opens), or was edited; say what that was."""
+    def clear_out(self, doors: Mapping[str, frozenset[Opening]]) -> tuple[list[Strange], list[Hole]]:
+        """Shut what is no hole of these doors (name and what it opens), or was edited.
+
+        Returns what that was, and what is left, as `holes` does: reading thousands of them once is enough.
+        """
 
 
 def make_backend(choice: BackendChoice) -> Backend:

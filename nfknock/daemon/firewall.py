@@ -72,14 +72,14 @@ class Firewall:
         if not (await self._call(self._backend.state)).applied:
             # What was never put in place, or was taken out while no daemon ran, is not ours to put back.
             raise DaemonError(_NOT_IN_PLACE)
-        await self.apply(plan, doors)
-        self._remember(await self._call(self._backend.holes))
+        looked_at = self._clock()
+        self._remember(await self.apply(plan, doors), looked_at)
         self._ends.see(self._holes.values(), self._clock())
         if self._holes:
             logs.log.info("adopted %d open %s", len(self._holes), "hole" if len(self._holes) == 1 else "holes")
 
-    async def apply(self, plan: Plan, doors: Iterable[Door]) -> None:
-        """Bring the firewall to another plan, and shut what none of these doors opens.
+    async def apply(self, plan: Plan, doors: Iterable[Door]) -> list[Hole]:
+        """Bring the firewall to another plan, and shut what none of these doors opens; return what is left.
 
         Raises BackendError, or DaemonError if it is not in place at all: whoever took it out meant it, and it is put
         back by `nfknock apply`, not by a daemon that reads its file anew.
@@ -92,7 +92,7 @@ class Firewall:
                 await self._check_place()
                 # First, so that the log says what is shut: with the last door that forwards, the chain of such holes
                 # goes.
-                strange = await self._call(lambda: self._backend.clear_out(opens))
+                strange, left = await self._call(lambda: self._backend.clear_out(opens))
                 for each in strange:
                     logs.log.warning("%s", each)
                 lost = self._cutting.lose([each.hole for each in strange if each.hole], doors)
@@ -105,6 +105,7 @@ class Firewall:
         self._cutting.add(doors)
         await self._cut(lost)
         self._cutting.replace(doors)
+        return left
 
     async def exchange(self, make_backend: Callable[[], Backend]) -> None:
         """Write by another backend from now on. Raises BackendError, or DaemonError if it is not in place."""
@@ -270,17 +271,20 @@ class Firewall:
             logs.log.warning("looking after the firewall: %s", each)
 
     async def _sweep(self) -> None:
+        looked_at = self._clock()
         holes = await self._call(self._backend.holes)
         # Reading thousands takes a while, in which no knock is written: once, where nothing is over.
         if any(hole.is_expired(self._clock()) for hole in holes):
             self._note_closed(await self._call(self._backend.sweep))
             holes = await self._call(self._backend.holes)
+        gone = self._gone(holes)
         # What is missing may have gone with the rules, since they were looked at or because they could not be.
-        if not self._damage and self._lacks(holes) and await self._repair():
+        if not self._damage and not all(self._has_ended(hole) for hole in gone) and await self._repair():
             holes = await self._call(self._backend.holes)
+            gone = self._gone(holes)
         if not self._damage:
-            self._note_closed(self._ended(holes), is_over=True)
-            self._remember(holes)
+            self._note_closed([hole for hole in gone if self._has_ended(hole)], is_over=True)
+            self._remember(holes, looked_at)
         self._ends.see(holes, self._clock())
         over = self._ends.over()
         self._look_again(hole for hole in holes if hole.key not in over)
@@ -290,15 +294,10 @@ class Firewall:
         if over := self._ends.over():
             self._note_closed(await self._call(lambda: self._backend.close(over)), is_over=True)
 
-    def _lacks(self, standing: Iterable[Hole]) -> bool:
-        """Whether anything is gone before its time."""
-        return len(self._gone(standing)) > len(self._ended(standing))
-
-    def _ended(self, standing: Iterable[Hole]) -> list[Hole]:
-        """Return those that the kernel has taken away by itself, as it does with what is in a set."""
-        now = self._clock()
-        # What is gone before its time was shut by somebody, who has said so.
-        return [hole for hole in self._gone(standing) if hole.is_expired(now) or self._ends.has_come(hole.key)]
+    def _has_ended(self, gone: Hole) -> bool:
+        """Whether the kernel took it away by itself, as it does with what is in a set, and not somebody before."""
+        # Who shut it before its time has said so.
+        return gone.is_expired(self._clock()) or self._ends.has_come(gone.key)
 
     def _gone(self, standing: Iterable[Hole]) -> list[Hole]:
         there = {hole.key for hole in standing}
@@ -345,8 +344,9 @@ class Firewall:
         # Whoever took it out with `nfknock remove` meant it.
         return self.repair and not control.is_removed()
 
-    def _remember(self, holes: Iterable[Hole]) -> None:
-        self._looked_at = self._clock()
+    def _remember(self, holes: Iterable[Hole], looked_at: float) -> None:
+        """Take these for what is open. What somebody shuts while they are read may be among them, or not."""
+        self._looked_at = looked_at
         self._holes = {hole.key: hole for hole in holes}
 
     def _look_again(self, holes: Iterable[Hole]) -> None:

@@ -184,15 +184,17 @@ class IptablesBackend:
 
         return take_back
 
-    def clear_out(self, doors: Mapping[str, frozenset[Opening]]) -> list[Strange]:
+    def clear_out(self, doors: Mapping[str, frozenset[Opening]]) -> tuple[list[Strange], list[Hole]]:
         gone: dict[Family, list[Strange]] = {}
+        left: dict[Family, list[Hole]] = {}
 
         def edit(table: FilterTable) -> bool:
-            gone[table.family] = self._store.clear_out(table, doors) if self._store.is_in(table) else []
+            found = self._store.clear_out(table, doors) if self._store.is_in(table) else ([], [])
+            gone[table.family], left[table.family] = found
             return bool(gone[table.family])
 
         transaction.change(list(self._tables.values()), edit, self._store.writing)
-        return [each for some in gone.values() for each in some]
+        return [each for some in gone.values() for each in some], [hole for some in left.values() for hole in some]
 
     def _check_limit(self) -> None:
         if not all(binding.knows_match(family, limit.NAME, limit.REVISION) for family in self._tables):

@@ -75,14 +75,20 @@ class RuleStore:
         for chain, entry in record.entries_of(hole):
             table.append(chain, entry)
 
-    def clear_out(self, table: FilterTable, doors: Mapping[str, frozenset[Opening]]) -> list[Strange]:
+    def clear_out(
+        self, table: FilterTable, doors: Mapping[str, frozenset[Opening]]
+    ) -> tuple[list[Strange], list[Hole]]:
+        left: list[Hole] = []
         gone: dict[str, list[Entry]] = {}
         seen: set[object] = set()
         for chain in hole_chains(table):
             parts = {id(entry): hole for entry, hole in record.parts(table.entries(chain))}
             for entry in table.entries(chain):
-                reason = _why_strange(chain, entry, parts.get(id(entry)), doors, seen)
-                if reason:
+                part = parts.get(id(entry))
+                reason = _why_strange(chain, entry, part, doors, seen)
+                if part and not reason:
+                    left.append(part)
+                else:
                     table.delete(chain, entry)
                     gone.setdefault(reason, []).append(entry)
         strange: list[Strange] = []
@@ -90,7 +96,7 @@ class RuleStore:
             holes = record.read_holes(entries)
             strange += [Strange(hole=hole, reason=reason) for hole in holes]
             strange += [] if holes else [Strange(hole=None, reason=f"{table.family}: {reason}")]
-        return strange
+        return strange, record.join(left)
 
     def damage(self, table: FilterTable, chains: Iterable[str]) -> list[str]:  # noqa: ARG002
         # Which rules it should have is known to nobody but the chain itself.

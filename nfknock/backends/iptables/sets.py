@@ -132,18 +132,24 @@ class SetStore:
             self._ensure(name, table.family, entry.opening)
             self._sets.add(name, [entry])
 
-    def clear_out(self, table: FilterTable, doors: Mapping[str, frozenset[Opening]]) -> list[Strange]:
+    def clear_out(
+        self, table: FilterTable, doors: Mapping[str, frozenset[Opening]]
+    ) -> tuple[list[Strange], list[Hole]]:
         strange: list[Strange] = []
+        left: list[Hole] = []
         closed: dict[str, list[Hole]] = {}
         for name, entry, part in list(self._parts(table, hole_chains(table))):
             reason = _why_strange(name, entry, part, doors)
             if entry and reason:
                 self._sets.take(name, [entry])
                 closed.setdefault(reason, []).extend([part] if part else [])
+            elif part:
+                left.append(part)
         for reason, parts in closed.items():
             strange += [Strange(hole=hole, reason=reason) for hole in _join(parts)]
             strange += [] if parts else [Strange(hole=None, reason=f"{table.family}: {reason}")]
-        return strange + self._clear_chains(table) + self._clear_lists(table) + self._retire(table, doors)
+        strange += self._clear_chains(table) + self._clear_lists(table) + self._retire(table, doors)
+        return strange, _join(left)
 
     def damage(self, table: FilterTable, chains: Iterable[str]) -> list[str]:
         found: list[str] = []

@@ -54,8 +54,10 @@ class Store(Protocol):
     def put_back(self, table: FilterTable, hole: Hole, now: float) -> None:
         """Open a hole that is missing."""
 
-    def clear_out(self, table: FilterTable, doors: Mapping[str, frozenset[Opening]]) -> list[Strange]:
-        """Take out whatever is no part of a hole of these doors, as it was written; return that."""
+    def clear_out(
+        self, table: FilterTable, doors: Mapping[str, frozenset[Opening]]
+    ) -> tuple[list[Strange], list[Hole]]:
+        """Take out whatever is no part of a hole of these doors, as it was written; return that, and what is left."""
 
     def damage(self, table: FilterTable, chains: Iterable[str]) -> list[str]:
         """Say what is wrong with these chains of holes, which are there, and with what they look at."""

@@ -232,7 +232,8 @@ class NftablesBackend:
 
         return take_back
 
-    def clear_out(self, doors: Mapping[str, frozenset[Opening]]) -> list[Strange]:
+    def clear_out(self, doors: Mapping[str, frozenset[Opening]]) -> tuple[list[Strange], list[Hole]]:
+        left: list[Hole] = []
         strange: dict[str, list[Hole]] = {}
         others: list[Name] = []
         for name in elements.names():
@@ -243,12 +244,14 @@ class NftablesBackend:
                     strange.setdefault("there is no such door any more", []).append(part)
                 elif not doors[part.door].issuperset(part.opens):
                     strange.setdefault("the door does not open that any more", []).append(part)
+                else:
+                    left.append(part)
         self._take_out([part for parts in strange.values() for part in parts])
         self._delete_sets(name for name in elements.names() if name.door not in doors)
-        return [
-            *(Strange(hole=None, reason=f"what was in {name} and is no hole was taken out") for name in others),
-            *(Strange(hole=hole, reason=why) for why, parts in strange.items() for hole in elements.joined(parts)),
-        ]
+        self._know(left)
+        gone = [Strange(hole=None, reason=f"what was in {name} and is no hole was taken out") for name in others]
+        gone += [Strange(hole=hole, reason=why) for why, parts in strange.items() for hole in elements.joined(parts)]
+        return gone, elements.joined(left)
 
     def _check_queue(self) -> None:
         try:
