@@ -3,7 +3,8 @@
     script/bench many [--holes N ...] [--backends NAME ...] [--rounds N]
 
 `open`, `renew` and `close` are one hole as the daemon writes it; `adopt` is reading every hole back. The commands are
-whole processes, Python's start included. Medians, in milliseconds.
+whole processes, Python's start included. Medians, in milliseconds; `times` is the median of what the last number of
+holes costs in a round, by what the first one costs in it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -36,42 +37,64 @@ def main() -> None:
     options.add_argument("--backends", nargs="+", default=["iptables", "ipset", "nftables"])
     options.add_argument("--rounds", type=int, default=9, help="how often each is measured (default 9)")
     chosen = options.parse_args()
-    say(f"{'backend':9} {'holes':>6} {'what':>8} {'ms':>9}")
-    for count in chosen.holes:
-        for name in chosen.backends:
-            with tempfile.TemporaryDirectory() as directory, bastion(Path(directory), name) as (lab, backend):
-                began_at = time.perf_counter()
+    say(f"{'backend':9} {'what':>8}", *(f"{count:>9}" for count in chosen.holes), "    times")
+    for name in chosen.backends:
+        for what, rounds in compared(name, chosen.holes, chosen.rounds).items():
+            medians = [statistics.median(times) * 1000 for times in zip(*rounds, strict=True)]
+            ratio = statistics.median(times[-1] / times[0] for times in rounds)
+            say(f"{name:9} {what:>8}", *(f"{median:9.1f}" for median in medians), f"{ratio:9.2f}")
+
+
+def compared(name: str, counts: Sequence[int], rounds: int) -> dict[str, list[list[float]]]:
+    """Return of each step, for each round, how long it takes with each number of holes, in seconds."""
+    found: dict[str, list[list[float]]] = {}
+    with ExitStack() as stack:
+        places = []
+        for count in counts:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            lab, backend = stack.enter_context(bastion(directory, name))
+            with there(lab):
                 for first in range(0, count, 1000):
                     backend.open(holes(range(first, min(first + 1000, count))))
-                say(f"{name:9} {count:6} {'fill':>8} {(time.perf_counter() - began_at) * 1000:9.1f}")
                 backend.holes()
-                rounds = [
-                    {what: measured(step) for what, step in steps(lab, backend, number).items()}
-                    for number in range(chosen.rounds)
-                ]
-                for what in rounds[0]:
-                    median = statistics.median(times[what] for times in rounds)
-                    say(f"{name:9} {count:6} {what:>8} {median * 1000:9.1f}")
+            places.append((lab, backend))
+        for number in range(rounds):
+            # In turn, and one right after the other: no machine is equally fast for minutes.
+            for what in steps(*places[0], number):
+                times = []
+                for lab, backend in places:
+                    with there(lab):
+                        times.append(measured(steps(lab, backend, number)[what]))
+                found.setdefault(what, []).append(times)
+    return found
 
 
-def say(line: str) -> None:
+def say(*columns: str) -> None:
     """Print a line at once."""
-    sys.stdout.write(f"{line}\n")
+    sys.stdout.write(f"{' '.join(columns)}\n")
     sys.stdout.flush()
 
 
 @contextmanager
 def bastion(directory: Path, name: str) -> Iterator[tuple[Lab, Backend]]:
-    """Give a bastion with its firewall in place, and be there; the backend is as a daemon has it."""
+    """Give a bastion with its firewall in place, and a backend as a daemon has it."""
     lab = Lab(directory, Setting(backend=name, reader="nflog"))
     try:
         lab.configure(_DOOR)
         lab.nfknock("apply")
-        os.environ.update(lab.environment)
-        with lab.bastion.here():
-            yield lab, make_backend(BackendChoice(name=name))
+        with there(lab):
+            backend = make_backend(BackendChoice(name=name))
+        yield lab, backend
     finally:
         lab.stop()
+
+
+@contextmanager
+def there(lab: Lab) -> Iterator[None]:
+    """Be on a bastion, with its lock."""
+    os.environ.update(lab.environment)
+    with lab.bastion.here():
+        yield
 
 
 def holes(numbers: range) -> list[Hole]:
